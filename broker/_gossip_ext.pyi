@@ -1,0 +1,164 @@
+"""The Rust extension: one iroh endpoint, framed streams, a batch inbox, fan-out of shared buffers. This file is its manual.
+
+It moves bytes and decides nothing: who may connect is a pair of sets given from Python, everything else is policy
+elsewhere. Network work happens in one tokio runtime; nothing here calls back into Python. A program either
+lets :func:`start_thread` run it beside any asyncio loop, or drives it from the loop's own thread with :func:`drive`.
+"""
+
+from collections.abc import Sequence
+from typing import Final, final
+
+# Inbox item kinds: the first member of each tuple that Endpoint.drain returns.
+OPENED: Final[int]  # (OPENED, conn: int, node_id: str, incoming: bool, token: int)
+FRAMES: Final[int]  # (FRAMES, conn: int, frames: list[bytes])  payloads without their length prefix, in order
+CLOSED: Final[int]  # (CLOSED, conn: int, code: int | None, reason: str, remote: bool)  last item of a connection
+DRAINED: Final[int]  # (DRAINED, conn: int)  a lane that refused a send has room again
+DIAL_FAILED: Final[int]  # (DIAL_FAILED, token: int, kind: str, code: int | None, message: str)
+DATAGRAM: Final[int]  # (DATAGRAM, conn: int, payload: bytes)
+
+# Lanes of a connection's writer. Everything in CALLS goes before anything in TOPICS.
+CALLS: Final[int]
+TOPICS: Final[int]
+
+def generate_secret() -> bytes:
+    """A new Ed25519 secret key, 32 bytes."""
+
+def node_id(secret: bytes) -> str:
+    """The NodeId (public key, 64 hex digits) of a secret key. ValueError unless it is 32 bytes."""
+
+def sign(secret: bytes, message: bytes) -> bytes:
+    """Ed25519 signature, 64 bytes."""
+
+def verify(node_id: str, message: bytes, signature: bytes) -> bool:
+    """Whether the signature is the NodeId's. False for a malformed NodeId or signature, never an exception."""
+
+def start_thread() -> None:
+    """Runs the runtime on a thread of its own; a second call does nothing."""
+
+def drive(fd: int, timeout: float | None) -> None:
+    """Runs the runtime on this thread until an inbox has items, ``fd`` (an epoll descriptor) is readable, or ``timeout``
+    seconds have passed (None: no limit; 0: one turn). Without the GIL. Not while another thread is in here."""
+
+@final
+class ConnectionStats:
+    """A reading of one connection. Bytes and frames count since it opened; times are seconds."""
+
+    path: str
+    """``direct``, ``relay``, ``mixed`` or ``none``: what the connection's open paths are."""
+    remote_addr: str
+    rtt: float
+    bytes_sent: int
+    bytes_received: int
+    lost_packets: int
+    frames_sent: int
+    frames_received: int
+    queued_bytes: int
+    """In the writer's two lanes, not yet handed to QUIC."""
+    queued_frames: int
+    inbox_bytes: int
+    """Read from the peer and not yet drained by Python."""
+
+@final
+class Endpoint:
+    """One UDP socket, one identity, a router for every ALPN. Close it, or it closes when it is dropped."""
+
+    @staticmethod
+    def bind(
+        secret: bytes,
+        *,
+        bind: str = "127.0.0.1:0",
+        relay_urls: Sequence[str] = (),
+        accept: bool = False,
+        open: bool = False,
+        max_frame_bytes: int = 1_048_576,
+        calls_queue_bytes: int = 8_388_608,
+        topics_queue_bytes: int = 1_048_576,
+        inbox_bytes: int = 4_194_304,
+        open_timeout: float = 10.0,
+        frame_timeout: float = 30.0,
+        idle_timeout: float = 15.0,
+    ) -> Endpoint:
+        """Binds ``bind`` (``host:port``, ``[v6]:port``; port 0 is a free one) and contacts nobody, unless relays are
+        given. ``accept`` takes incoming connections; ``open`` admits every NodeId that is not denied (default: only the
+        allow set). ``*_queue_bytes`` bound each connection's lanes; ``inbox_bytes`` bounds what a connection may have
+        read ahead of Python, then its reader stops and QUIC pushes back on the peer. ``open_timeout``: an accepted
+        connection must bring its stream and first frame in time. ``frame_timeout``: a frame once begun must be whole in time.
+        Raises broker.errors.BindError (names the address), ValueError for malformed arguments."""
+
+    @property
+    def node_id(self) -> str: ...
+    def addrs(self) -> list[str]:
+        """Direct addresses ``ip:port`` at which it can be dialled (bound sockets; for 0.0.0.0, the interfaces')."""
+
+    def relay_urls(self) -> list[str]: ...
+    def fileno(self) -> int:
+        """An eventfd, readable while the inbox has items: for ``loop.add_reader``."""
+
+    def pending(self) -> bool:
+        """Whether the inbox has items. One atomic read."""
+
+    def drain(self) -> list[tuple[object, ...]]:
+        """Everything that has arrived, in order per connection, and lowers the eventfd. At most ~4 MiB of frames a
+        call: the eventfd stays up when there is more. Frames handed out no longer count against ``inbox_bytes``."""
+
+    def dial(
+        self, token: int, node_id: str, addrs: Sequence[str], relay_urls: Sequence[str] = (), timeout: float = 10.0
+    ) -> None:
+        """Connects, opens the stream and reports OPENED with ``token``, or DIAL_FAILED: kind ``unreachable``, ``refused``
+        (with the close code) or ``closed``. The stream is opened at once, but the peer sees it only when something is
+        sent. ValueError for a malformed NodeId or address."""
+
+    def send(self, conn: int, frames: bytes | Sequence[bytes], lane: int = ...) -> bool:
+        """Queues one payload, or several in one go, all or none. False: the lane is full (DRAINED follows) or the
+        connection is gone (its CLOSED is in the inbox or was). ValueError for an empty payload or one above max_frame_bytes.
+        ``lane`` is CALLS unless given. A lane with nothing queued takes any single send within max_frame_bytes."""
+
+    def send_datagram(self, conn: int, payload: bytes) -> None:
+        """One QUIC datagram, no order, no repair. broker.errors.EventTooLarge names the path's limit; False-like loss is not reported."""
+
+    def max_datagram_size(self, conn: int) -> int | None: ...
+    def group(self) -> Group:
+        """A new, empty set of this endpoint's connections for fan-out."""
+
+    def close_connection(self, conn: int, code: int, reason: str) -> None:
+        """Ends one connection, after what its CALLS lane holds has been handed to QUIC (for 1 s at most). Unknown ids are ignored."""
+
+    def count_only(self, conn: int) -> None:
+        """From now on this connection's frames are counted (ConnectionStats.frames_received) and dropped: a native
+        subscriber for measurements."""
+
+    def stats(self, conn: int) -> ConnectionStats | None:
+        """None when the connection is gone."""
+
+    def queued(self) -> list[tuple[int, int]]:
+        """(conn, queued bytes) of every connection that has any."""
+
+    def admit(self, *, open: bool, allow: Sequence[str], deny: Sequence[str]) -> list[int]:
+        """Replaces the admission sets; deny beats allow beats open. Checked after the handshake of each incoming
+        connection for every ALPN: a refused one is closed with code 32 (``not admitted``) or 33 (``banned``) and
+        costs no Python. Returns the live connections that the new sets no longer admit, and closes them."""
+
+    def counters(self) -> dict[str, int]:
+        """Totals since bind: accepted, dialled, refused_not_admitted, refused_banned, bad_frames, stream_timeouts,
+        frame_timeouts, second_streams, frames_in, frames_out, bytes_in, bytes_out, wakeups, drained_items, lane_full, datagrams_in,
+        datagrams_out, datagrams_dropped, relay_bytes_in, relay_bytes_out, direct_bytes_in, direct_bytes_out."""
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Closes every connection (code 1, ``going away``) and the socket; waits up to ``timeout`` s for the peers to
+        hear it, without the GIL. A second call does nothing."""
+
+@final
+class Group:
+    """Connections that get the same bytes. Membership is by conn id; a connection that ends leaves by itself."""
+
+    def add(self, conn: int) -> bool:
+        """False when the connection is gone."""
+
+    def remove(self, conn: int) -> bool: ...
+    def members(self) -> list[int]: ...
+    def __len__(self) -> int: ...
+    def __contains__(self, conn: int) -> bool: ...
+    def send(self, frames: Sequence[bytes]) -> list[int]:
+        """Queues the payloads on every member's TOPICS lane: framed once, one shared buffer, all or none for each
+        member. Returns the members whose lane was full: they got nothing, and have left the group (DRAINED follows
+        when there is room)."""

@@ -1,0 +1,79 @@
+"""The Python side of the border: one wake-up of the loop hands on everything that the extension has collected.
+
+Each endpoint has one handler. Its methods are plain calls, made in the order of arrival per connection;
+``batch_done`` follows each batch, which is where a handler sends what it has gathered. Not here: any decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from broker import _gossip_ext as ext
+from broker.loop import ensure_driven
+from broker.protocol.wire import CloseCode
+
+__all__ = ["Handler", "attach"]
+
+log = logging.getLogger("broker.border")
+
+
+class Handler(Protocol):
+    """Who is told what arrived at an endpoint."""
+
+    def opened(self, conn: int, node_id: str, incoming: bool, token: int) -> None:
+        """A connection has its stream. ``token`` is that of the dial; 0 for an incoming one."""
+
+    def frames(self, conn: int, frames: list[bytes]) -> None:
+        """Payloads of one connection, in order."""
+
+    def closed(self, conn: int, code: int | None, reason: str, remote: bool) -> None:
+        """The last word of a connection. ``code`` is None when its path died."""
+
+    def drained(self, conn: int) -> None:
+        """A lane that refused a send has room again."""
+
+    def dial_failed(self, token: int, kind: str, code: int | None, message: str) -> None:
+        """A dial came to nothing: ``unreachable``, ``refused`` or ``closed``."""
+
+    def datagram(self, conn: int, payload: bytes) -> None:
+        """One datagram."""
+
+    def batch_done(self, size: int) -> None:
+        """``size`` items have been handed on."""
+
+
+def attach(endpoint: ext.Endpoint, handler: Handler) -> Callable[[], None]:
+    """Hands ``endpoint``'s inbox to ``handler`` on the running loop. Returns what stops it."""
+    loop = asyncio.get_running_loop()
+    ensure_driven(loop)
+    methods: dict[int, Callable[..., None]] = {
+        ext.OPENED: handler.opened,
+        ext.FRAMES: handler.frames,
+        ext.CLOSED: handler.closed,
+        ext.DRAINED: handler.drained,
+        ext.DIAL_FAILED: handler.dial_failed,
+        ext.DATAGRAM: handler.datagram,
+    }
+
+    def wake() -> None:
+        items = cast("list[tuple[Any, ...]]", endpoint.drain())
+        for kind, *rest in items:
+            try:
+                methods[kind](*rest)
+            except Exception:
+                # A bug of ours. The rest of this item is lost, so its connection must not go on as if nothing were;
+                # the other connections do.
+                log.exception("handling an item from the network failed; its connection is closed")
+                endpoint.close_connection(rest[0], CloseCode.INTERNAL, "internal error")
+        handler.batch_done(len(items))
+
+    loop.add_reader(endpoint.fileno(), wake)
+    return lambda: _detach(loop, endpoint)
+
+
+def _detach(loop: asyncio.AbstractEventLoop, endpoint: ext.Endpoint) -> None:
+    if not loop.is_closed():
+        loop.remove_reader(endpoint.fileno())

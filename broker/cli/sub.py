@@ -1,0 +1,188 @@
+"""``broker sub``: events as lines of JSON, and at the end what became of each author's sequence."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.text import Text
+
+from broker.cli.options import (
+    CarrierOption,
+    Common,
+    ConnectTimeout,
+    Json,
+    KeyFile,
+    LogFormatOption,
+    LogLevelOption,
+    TicketArgument,
+    check_carrier,
+)
+from broker.cli.output import LineWriter, dumps, note, table
+from broker.cli.running import INTERRUPTED, run, stop_signal
+from broker.errors import UsageError
+
+if TYPE_CHECKING:
+    from broker import Event, Subscription
+    from broker.protocol.sequence import Verdict
+
+__all__ = ["sub"]
+
+log = logging.getLogger("broker.cli")
+
+LOST = 1
+"""Exit status of --check when events are known to be lost."""
+
+
+def sub(
+    ticket: TicketArgument,
+    topics: Annotated[list[str], typer.Argument(metavar="TOPIC...", help="Names or patterns: a.*, a.>", show_default=False)],
+    count: Annotated[
+        int | None, typer.Option("--count", metavar="N", min=1, help="Ends after so many.", show_default=False)
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", metavar="S", min=0.001, help="Ends after so long.", show_default=False)
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="SEQ|start", help="From this seq of each author on. [default: now]", show_default=False),
+    ] = None,
+    carrier: CarrierOption = "auto",
+    policy: Annotated[
+        Literal["block", "drop_oldest", "disconnect"], typer.Option("--policy", help="When this reader is too slow.")
+    ] = "block",
+    patience: Annotated[
+        float, typer.Option("--patience", metavar="S", min=0.0, help="How long it may hold up publishers (block).")
+    ] = 2.0,
+    check: Annotated[bool, typer.Option("--check", help="Ends with a verdict of each author: what was lost.")] = False,
+    json: Json = False,
+    key: KeyFile = None,
+    connect_timeout: ConnectTimeout = 10.0,
+    log_level: LogLevelOption = None,
+    log_format: LogFormatOption = None,
+) -> int:
+    """Prints events, one a line, until the count or the seconds are reached. With --check, status 1 if any were lost."""
+    check_carrier(carrier)
+    start = _since(since)
+    common = Common.start(json, log_level, log_format, key=key, connect_timeout=connect_timeout)
+
+    async def main() -> int:
+        async with (
+            common.connect(ticket, "broker sub") as spoke,
+            spoke.subscribe(*topics, since=start, policy=policy, patience=patience) as events,
+        ):
+            log.info("subscribed to %s", ", ".join(topics))
+            return await _Reader(common, events, count, seconds).run(check)
+
+    return run(main())
+
+
+def _since(text: str | None) -> Literal["start"] | int | None:
+    if text is None or text == "start":
+        return text
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise UsageError(f"--since {text}: give a seq from 1, or start")
+    return int(text)
+
+
+class _Reader:
+    """Reads one subscription until the count, the time, or a signal."""
+
+    def __init__(self, common: Common, events: Subscription, count: int | None, seconds: float | None) -> None:
+        self._events, self._left = events, count
+        self._ends = None if seconds is None else time.monotonic() + seconds
+        self._writer = LineWriter()
+        self._plain = common.plain(self._writer)
+
+    async def run(self, check: bool) -> int:
+        """The exit status."""
+        with stop_signal() as stop:
+            try:
+                await self._read(stop)
+            finally:
+                lost = await self._show_verdicts() if check else 0
+        if stop.done():
+            return INTERRUPTED
+        return LOST if lost else 0
+
+    async def _read(self, stop: asyncio.Future[signal.Signals]) -> None:
+        batches = aiter(self._events.batches())
+        while self._left != 0 and (batch := await self._next(batches, stop)) is not None:
+            if self._left is not None:
+                batch = batch[: self._left]
+                self._left -= len(batch)
+            if self._plain:
+                await self._writer.write(b"".join(map(_line, batch)))
+            else:
+                await self._writer.text(Text("\n").join(map(_pretty, batch)))
+
+    async def _next(
+        self, batches: AsyncIterator[list[Event]], stop: asyncio.Future[signal.Signals]
+    ) -> list[Event] | None:
+        """Nothing is cancelled while it is being written, so that no line is ever cut."""
+        arrival = asyncio.ensure_future(anext(batches, None))
+        rest = None if self._ends is None else max(0.0, self._ends - time.monotonic())
+        try:
+            await asyncio.wait((arrival, stop), timeout=rest, return_when=asyncio.FIRST_COMPLETED)
+            return arrival.result() if arrival.done() else None
+        finally:
+            arrival.cancel()
+
+    async def _show_verdicts(self) -> int:
+        """How many events are lost."""
+        verdicts = self._events.verdicts
+        if self._plain:
+            await self._writer.lines(map(_verdict_row, verdicts))
+        else:
+            await self._writer.text(_verdict_table(verdicts))
+        lost = sum(last - first + 1 for verdict in verdicts for first, last in verdict.lost)
+        if lost:
+            note(f"{lost} events are lost: the hub no longer had them, or this reader was too slow for its policy")
+        return lost
+
+
+def _line(event: Event) -> bytes:
+    return dumps({"type": event.type, "detail": event.detail, "meta": event.meta})
+
+
+def _pretty(event: Event) -> Text:
+    at = event.meta.get("ts")
+    when = time.strftime("%H:%M:%S", time.localtime(at / 1000)) if isinstance(at, int | float) else "--:--:--"
+    return Text.assemble(
+        (when, "dim"),
+        " ",
+        (event.type, "bold cyan"),
+        (f" {event.author[:8]}#{event.seq} ", "dim"),
+        dumps(event.detail)[:-1].decode(),
+    )
+
+
+def _verdict_row(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "event": "verdict",
+        "topic": verdict.topic,
+        "author": verdict.author,
+        "epoch": verdict.epoch,
+        "received": verdict.received,
+        "duplicates": verdict.duplicates,
+        "repaired": verdict.repaired,
+        "lost": [list(span) for span in verdict.lost],
+        "missing": [list(span) for span in verdict.missing],
+        "verdict": verdict.word,
+    }
+
+
+def _verdict_table(verdicts: list[Verdict]) -> Any:
+    columns = {
+        "topic": lambda row: row["topic"],
+        "author": lambda row: f"{row['author'][:10]}…",
+        "received": lambda row: row["received"],
+        "duplicates": lambda row: row["duplicates"],
+        "verdict": lambda row: row["verdict"],
+    }
+    return table("Verdicts", columns, map(_verdict_row, verdicts))

@@ -1,0 +1,396 @@
+"""A hub's configuration: one frozen model, filled from a TOML file, then ``BROKER_...`` variables, then flags. The
+later wins.
+
+A mistake is a :class:`ConfigError` that names the dotted key and where it was written: file and line, variable or flag.
+Not here: a spoke's options (spoke/options.py), and what any of the values does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin
+
+import orjson
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from broker.errors import ConfigError
+
+__all__ = [
+    "AdmissionConfig",
+    "CallsConfig",
+    "HubConfig",
+    "LimitsConfig",
+    "MetricsConfig",
+    "KeyDescription",
+    "TopicsConfig",
+    "describe_keys",
+    "key_lines",
+    "load_config",
+    "split_address",
+]
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+NODE_ID: Final = re.compile(r"[0-9a-fA-F]{64}")
+ENVIRONMENT_PREFIX: Final = "BROKER_"
+OFF: Final = ("", "off")
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """``host:port`` or ``[v6]:port``. ValueError says what is wrong."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise ValueError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:0 (port 0 is a free one)")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"an IPv6 address stands in brackets, such as [{host}]:{port}")
+    return host, int(port)
+
+
+def _udp_address(text: str) -> str:
+    host, port = split_address(text)
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        raise ValueError(f"{host!r} is not an IP address; 0.0.0.0 or [::] takes every interface") from None
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+def _http_address(text: str) -> str:
+    if text in OFF:
+        return ""
+    split_address(text)
+    return text
+
+
+def _relay_url(text: str) -> str:
+    if not re.match(r"https?://[^/\s]+", text):
+        raise ValueError(f"{text!r} is not a relay's URL, such as https://relay.example.org")
+    return text
+
+
+def _node_id(text: str) -> str:
+    if not NODE_ID.fullmatch(text):
+        raise ValueError(f"{text!r} is not a NodeId, which is 64 hex digits; `broker key show FILE` prints one")
+    return text.lower()
+
+
+NodeId = Annotated[str, AfterValidator(_node_id)]
+RelayUrl = Annotated[str, AfterValidator(_relay_url)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=100_000_000)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class AdmissionConfig(_Table):
+    """Who may connect: ``deny`` beats ``allow`` beats the hub's ``open``."""
+
+    allow: tuple[NodeId, ...] = ()
+    deny: tuple[NodeId, ...] = ()
+    admins: tuple[NodeId, ...] = ()
+    """May change admission while the hub runs. They are admitted too."""
+
+
+class TopicsConfig(_Table):
+    """What the hub keeps of each topic for those who come late or fall behind."""
+
+    ring_events: Annotated[int, Field(ge=16, le=10_000_000)] = 10_000
+    ring_bytes: Annotated[int, Field(ge=64 * KIB, le=16_384 * MIB)] = 64 * MIB
+    log_bytes_total: Annotated[int, Field(ge=MIB, le=1_048_576 * MIB)] = 1_024 * MIB
+    """All topics' rings together; the largest give up their oldest events first."""
+    most_topics: Count = 100_000
+    patience: Annotated[float, Field(ge=0, le=3_600, allow_inf_nan=False)] = 2.0
+    """Seconds for which a slow reader that blocks may hold up a topic's publishers."""
+
+
+class LimitsConfig(_Table):
+    """Bounds that keep one peer from harming the others."""
+
+    max_frame_bytes: Annotated[int, Field(ge=KIB, le=64 * MIB)] = MIB
+    calls_queue_bytes: Annotated[int, Field(ge=64 * KIB, le=1_024 * MIB)] = 8 * MIB
+    """A connection's outgoing calls and control messages."""
+    topics_queue_bytes: Annotated[int, Field(ge=64 * KIB, le=1_024 * MIB)] = MIB
+    """A connection's outgoing events; beyond it the subscriber is read from the topic's ring."""
+    inbox_bytes: Annotated[int, Field(ge=64 * KIB, le=1_024 * MIB)] = 4 * MIB
+    """What a connection may have sent ahead of the hub's reading."""
+    connections: Count = 20_000
+    connections_per_node: Count = 64
+    calls_in_flight: Count = 100_000
+    calls_in_flight_per_peer: Count = 1_024
+    patterns_per_peer: Count = 10_000
+    operations_per_peer: Count = 1_000
+    open_timeout: Seconds = 10.0
+    """An accepted connection brings its stream and first frame in this time."""
+    frame_timeout: Seconds = 30.0
+    """A frame once begun is whole in this time."""
+    idle_timeout: Seconds = 15.0
+    """A path that is silent for so long is dead."""
+
+
+class CallsConfig(_Table):
+    """Calls whose caller does not say."""
+
+    default_timeout: Seconds = 30.0
+    max_timeout: Seconds = 3_600.0
+
+
+class MetricsConfig(_Table):
+    """How many label values spokes can make; what comes later is counted under ``other``."""
+
+    topic_labels: Annotated[int, Field(ge=0, le=100_000)] = 200
+    operation_labels: Annotated[int, Field(ge=0, le=100_000)] = 200
+
+
+class HubConfig(_Table):
+    """Everything that a hub can be told. Times are seconds, sizes bytes."""
+
+    key: Path | None = None
+    """Identity file. Without it ``data``'s is used; without either, a new identity each start."""
+    data: Path | None = None
+    """Directory for what lasts: the identity, the port."""
+    bind: Annotated[str, AfterValidator(_udp_address)] = "127.0.0.1:0"
+    http: Annotated[str, AfterValidator(_http_address)] = "127.0.0.1:9464"
+    """``""`` or ``"off"``: no HTTP."""
+    relays: tuple[RelayUrl, ...] = ()
+    ticket_file: Path | None = None
+    """Gets the ticket once the hub accepts connections."""
+    dial: tuple[str, ...] = ()
+    """Tickets (or ``@FILE``) of spokes that the hub dials."""
+    join: str | None = None
+    """Ticket (or ``@FILE``) of a hub of the realm to join."""
+    open: bool = False
+    """Admits every NodeId that is not denied."""
+    name: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    realm: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")] | None = None
+    drain_timeout: Annotated[float, Field(ge=0, le=3_600, allow_inf_nan=False)] = 10.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    admission: AdmissionConfig = AdmissionConfig()
+    topics: TopicsConfig = TopicsConfig()
+    limits: LimitsConfig = LimitsConfig()
+    calls: CallsConfig = CallsConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+
+def load_config(
+    path: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> HubConfig:
+    """The config of a file, the environment (``os.environ`` unless given) and flags. Keys of ``overrides`` are dotted;
+    those that are None are left out. Raises :class:`ConfigError`."""
+    text, merged = _read(path)
+    source: dict[str, str] = {}
+    for key, variable, value in _from_environment(os.environ if env is None else env):
+        _put(merged, key, value)
+        source[key] = variable
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _put(merged, key, _plain(value))
+            source[key] = "--" + key.replace("_", "-")
+    try:
+        # As JSON and strict: a string is not a number in TOML either, but paths and tuples come out right.
+        return HubConfig.model_validate_json(orjson.dumps(merged, default=str), strict=True)
+    except ValidationError as error:
+        raise _config_error(error, text, path, source) from None
+
+
+def _read(path: Path | None) -> tuple[str, dict[str, Any]]:
+    if path is None:
+        return "", {}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not UTF-8 text (byte {error.start})", file=str(path)) from None
+    except OSError as error:
+        raise ConfigError(f"the config file cannot be read: {error.strerror}", file=str(path)) from None
+    try:
+        return text, tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message, line = _syntax_error(str(error), text)
+        raise ConfigError(f"not valid TOML: {message}", line=line, file=str(path)) from None
+
+
+def _syntax_error(message: str, text: str) -> tuple[str, int]:
+    """tomllib tells the place only in words."""
+    place = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", message)
+    if place is None:
+        return message, 1
+    return message[: place.start()], int(place[1] or len(text.splitlines()) or 1)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _put(table: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = table.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            return  # the file has a plain value where a table belongs: validation will say so
+        table = inner
+    table[last] = value
+
+
+def _leaves(model: type[BaseModel] = HubConfig, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+class KeyDescription(NamedTuple):
+    """A key as `broker check --keys` lists it. ``default`` is as TOML has it, None for a key that is not set."""
+
+    key: str
+    variable: str
+    default: Any
+    description: str
+
+
+def describe_keys() -> list[KeyDescription]:
+    """Every key there is."""
+    return [
+        KeyDescription(
+            key, _variable(key), orjson.loads(orjson.dumps(field.default, default=str)), field.description or ""
+        )
+        for key, field in _leaves()
+    ]
+
+
+def _variable(key: str) -> str:
+    return ENVIRONMENT_PREFIX + key.upper().replace(".", "_")
+
+
+def _from_environment(env: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
+    """(key, variable, value) of the keys that have a variable. Other ``BROKER_`` names are not ours to judge:
+    Kubernetes makes some for a service called broker."""
+    for key, field in _leaves():
+        variable = _variable(key)
+        if (text := env.get(variable)) is not None:
+            try:
+                yield key, variable, _from_text(text, field.annotation)
+            except ValueError as error:
+                raise ConfigError(f"{error} (from {variable})", key=key) from None
+
+
+def _from_text(text: str, annotation: Any) -> Any:
+    kinds = _kinds(annotation)
+    if tuple in kinds:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if bool in kinds:
+        return _boolean(text)
+    for kind, noun in ((int, "a whole number"), (float, "a number")):
+        if kind in kinds:
+            return _number(kind, text, noun)
+    return text
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types in an annotation such as ``Annotated[int, ...] | None``."""
+    origin = get_origin(annotation)
+    if origin is tuple:
+        return {tuple}
+    if origin is None:
+        return {annotation}
+    return set().union(*(_kinds(part) for part in get_args(annotation) if isinstance(part, type) or get_origin(part)))
+
+
+def _boolean(text: str) -> bool:
+    word = text.strip().lower()
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off", ""):
+        return False
+    raise ValueError(f"{text!r} is neither true nor false")
+
+
+def _number(kind: Callable[[str], Any], text: str, noun: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not {noun}") from None
+
+
+def _config_error(
+    error: ValidationError, text: str, path: Path | None, source: Mapping[str, str]
+) -> ConfigError:
+    first, *others = error.errors(include_url=False)
+    names = [part for part in first["loc"] if isinstance(part, str)]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    message = _explain(first["type"], first["msg"], first.get("input"), names)
+    if others:
+        message += f" (and {len(others)} more)"
+    if (name := source.get(".".join(names))) is not None:
+        return ConfigError(f"{message} (from {name})", key=key)
+    lines = key_lines(text)
+    line = next((lines[known] for n in range(len(names), 0, -1) if (known := tuple(names[:n])) in lines), None)
+    return ConfigError(message, key=key, line=line, file=str(path) if path else None)
+
+
+def _explain(kind: str, message: str, value: Any, names: list[str]) -> str:
+    if kind == "extra_forbidden":
+        return "unknown key" + _suggestion(names)
+    if kind == "value_error":
+        return message.removeprefix("Value error, ")
+    text = message[:1].lower() + message[1:]
+    return f"{text}, not {orjson.dumps(value, default=str).decode():.80}"
+
+
+def _suggestion(names: list[str]) -> str:
+    known = [key for key, _ in _leaves()]
+    tables = {key.partition(".")[0] for key in known if "." in key}
+    dotted = ".".join(names)
+    near = difflib.get_close_matches(dotted, [*known, *tables], n=1)
+    if not near:  # the right key in the wrong table
+        near = [key for key in known if key.rpartition(".")[2] == names[-1]]
+    return f"; did you mean {near[0]}?" if near else "; `broker check --keys` lists the keys"
+
+
+_TOKEN: Final = re.compile(
+    r'"""(?:\\.|[^\\])*?"{3,5}(?!")' + r"|'''.*?'{3,5}(?!')" + r'|"(?:\\.|[^"\\\n])*"' + r"|'[^'\n]*'"
+    r"|#[^\n]*|\n|[\[\]{}=.,]|[^\s\"'#\[\]{}=.,]+",
+    re.DOTALL,
+)
+
+
+def key_lines(text: str) -> dict[tuple[str, ...], int]:
+    """The line of each table header and assignment of a TOML text that tomllib has accepted."""
+    lines: dict[tuple[str, ...], int] = {}
+    table: tuple[str, ...] = ()
+    parts: list[str] = []
+    line, depth, in_value, in_header = 1, 0, False, False
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        if token == "\n":
+            if not depth:
+                parts, in_value, in_header = [], False, False
+        elif in_value:
+            depth += (token in ("[", "{")) - (token in ("]", "}"))
+        elif token == "[":
+            in_header = True
+        elif token == "]" and in_header and parts:
+            table, parts = tuple(parts), []
+            lines.setdefault(table, line)
+        elif token == "=":
+            lines.setdefault((*table, *parts), line)
+            in_value = True
+        elif token not in (".", "]") and not token.startswith("#"):
+            parts.append(token[1:-1] if token[0] in "\"'" else token)
+        line += token.count("\n")
+    return lines

@@ -1,0 +1,24 @@
+"""What a subscriber is handed. Not the wire: that is protocol/codec.py."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+__all__ = ["Event"]
+
+
+class Event(NamedTuple):
+    """An event as it was published. ``type`` is its topic."""
+
+    type: str
+    detail: Any
+    meta: dict[str, Any]
+    """``author`` (NodeId), ``epoch``, ``seq`` and what else came with it."""
+
+    @property
+    def author(self) -> str:
+        return str(self.meta.get("author", ""))
+
+    @property
+    def seq(self) -> int:
+        return int(self.meta.get("seq", 0))

@@ -1,0 +1,256 @@
+"""A hub's life: identity, endpoint, HTTP port, dials, and an orderly end. What it does meanwhile is router.py.
+
+    async with Hub(HubConfig(open=True)) as hub:
+        print(hub.ticket)
+        await hub.serve_forever()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Self
+
+from broker import _gossip_ext as ext
+from broker.border import attach
+from broker.config import HubConfig, split_address
+from broker.errors import BindError, ConfigError
+from broker.hub.http import serve_http
+from broker.hub.metrics import HubGauges, HubMetrics, watch_loop_lag
+from broker.hub.operations import HubOperations
+from broker.hub.router import Router
+from broker.keys import HubState, claim_data_dir, key_path, load, load_or_create, read_state, write_atomically, write_state
+from broker.protocol.ticket import Ticket
+from broker.protocol.wire import CloseCode
+from broker.version import VERSION
+
+__all__ = ["Hub"]
+
+log = logging.getLogger("broker.hub")
+
+DIAL_BACKOFF_FIRST, DIAL_BACKOFF_MOST = 0.2, 30.0
+DRAIN_POLL = 0.02
+"""Seconds between looks at what is still in flight while draining: queues belong to the extension, which has no event for it."""
+
+
+class Hub:
+    """One hub. Use as an async context manager; it accepts spokes once entered."""
+
+    def __init__(self, config: HubConfig | None = None) -> None:
+        self.config = config or HubConfig()
+        if self.config.join is not None:
+            raise ConfigError("a hub cannot join another's realm in this version; leave it out", key="join")
+        self.node_id = ""
+        self.ticket = ""
+        self.http_address: str | None = None
+        self._stack = AsyncExitStack()
+        self._router: Router | None = None
+        self._draining = False
+        self._done = asyncio.Event()
+        self._dials: dict[int, Ticket] = {}
+        self._attempts: dict[int, int] = {}
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        await self._stack.aclose()
+
+    @property
+    def router(self) -> Router:
+        """The running hub's inside."""
+        if self._router is None:
+            raise RuntimeError("the hub has not started; use it as `async with Hub(config) as hub:`")
+        return self._router
+
+    @property
+    def ready(self) -> bool:
+        """Accepts spokes."""
+        return self._router is not None and not self._draining and not self._done.is_set()
+
+    async def serve_forever(self) -> None:
+        """Returns after :meth:`close`."""
+        await self._done.wait()
+
+    def close(self) -> None:
+        """Ends :meth:`serve_forever`. Leaving the block closes the connections."""
+        self._done.set()
+
+    async def drain(self, timeout: float | None = None) -> dict[str, int]:
+        """Stops accepting, lets calls and queues run empty, and returns what was left at the deadline:
+        ``calls`` and ``queued_bytes``."""
+        self._draining = True
+        router = self.router
+        router.endpoint.admit(open=False, allow=[session.node_id for session in router.sessions.values()], deny=[])
+        try:
+            async with asyncio.timeout(self.config.drain_timeout if timeout is None else timeout):
+                while any(self._left().values()):
+                    await asyncio.sleep(DRAIN_POLL)
+        except TimeoutError:
+            log.warning("not all was done in time: %s", self._left())
+        return self._left()
+
+    def _left(self) -> dict[str, int]:
+        router = self.router
+        return {"calls": len(router.calls), "queued_bytes": sum(size for _, size in router.endpoint.queued())}
+
+    # Start.
+
+    async def _start(self) -> None:
+        config = self.config
+        secret, bind = self._identity()
+        endpoint = self._bind(secret, bind)
+        self._stack.callback(endpoint.close)
+        self.node_id = endpoint.node_id
+        admission = config.admission
+        endpoint.admit(
+            open=config.open, allow=[*admission.allow, *admission.admins], deny=list(admission.deny)
+        )
+        metrics = HubMetrics(
+            VERSION,
+            topic_labels=config.metrics.topic_labels,
+            operation_labels=config.metrics.operation_labels,
+            gauges=self._gauges,
+        )
+        router = self._router = Router(endpoint, config, metrics)
+        HubOperations(router)
+        router.bind_loop(asyncio.get_running_loop())
+        router.on_dialled = self._dialled
+        self._stack.callback(router.stop)
+        self._stack.callback(attach(endpoint, router))
+        lag = asyncio.create_task(watch_loop_lag(metrics.loop_lagged), name="broker-loop-lag")
+        self._stack.push_async_callback(_cancelled, lag)
+        if config.http:
+            self.http_address = await self._stack.enter_async_context(
+                serve_http(config.http, registry=metrics.registry, not_ready=self._not_ready, status=self._status)
+            )
+        self._announce(endpoint)
+        for text in config.dial:
+            self._dial(Ticket.decode(text))
+
+    def _identity(self) -> tuple[bytes, str]:
+        """The secret key, and the address to bind: with a data directory both outlast the process."""
+        config = self.config
+        if config.data is None:
+            return (load(config.key) if config.key else secrets.token_bytes(32)), config.bind
+        self._stack.enter_context(claim_data_dir(config.data))
+        secret = load_or_create(config.key or key_path(config.data))
+        host, port = split_address(config.bind)
+        last = read_state(config.data).port
+        return secret, _address(host, port or last or 0)
+
+    def _bind(self, secret: bytes, bind: str) -> ext.Endpoint:
+        limits = self.config.limits
+        return ext.Endpoint.bind(
+            secret,
+            bind=bind,
+            relay_urls=list(self.config.relays),
+            accept=True,
+            max_frame_bytes=limits.max_frame_bytes,
+            calls_queue_bytes=limits.calls_queue_bytes,
+            topics_queue_bytes=limits.topics_queue_bytes,
+            inbox_bytes=limits.inbox_bytes,
+            open_timeout=limits.open_timeout,
+            frame_timeout=limits.frame_timeout,
+            idle_timeout=limits.idle_timeout,
+        )
+
+    def _announce(self, endpoint: ext.Endpoint) -> None:
+        config = self.config
+        addrs = endpoint.addrs()
+        ticket = Ticket(node_id=endpoint.node_id, addrs=tuple(addrs), relays=tuple(config.relays))
+        self.ticket = ticket.encode()
+        if config.data is not None and addrs:
+            write_state(config.data, HubState(port=split_address(addrs[0])[1]))
+        if config.ticket_file is not None:
+            try:
+                write_atomically(config.ticket_file, self.ticket.encode() + b"\n")
+            except OSError as error:
+                raise ConfigError(
+                    f"the ticket cannot be written to {config.ticket_file}: {error.strerror}", key="ticket_file"
+                ) from None
+
+    # Dialling spokes.
+
+    def _dial(self, ticket: Ticket) -> None:
+        token = random.getrandbits(62)
+        self._dials[token] = ticket
+        self._attempts[token] = 0
+        self.router.endpoint.dial(token, ticket.node_id, list(ticket.addrs), list(ticket.relays))
+
+    def _dialled(self, token: int, failure: str | None) -> None:
+        """A dialled spoke is there (None), or is not (any more): then it is dialled again, with full jitter."""
+        ticket = self._dials.get(token)
+        if ticket is None:
+            return
+        if failure is None:
+            self._attempts[token] = 0
+            return
+        attempt = self._attempts[token]
+        self._attempts[token] = min(attempt + 1, 16)
+        delay = random.uniform(0, min(DIAL_BACKOFF_FIRST * 2**attempt, DIAL_BACKOFF_MOST))
+        log.info("dialling %s again in %.1f s: %s", ticket.node_id[:10], delay, failure)
+        asyncio.get_running_loop().call_later(delay, self._redial, token)
+
+    def _redial(self, token: int) -> None:
+        if not self._done.is_set() and (ticket := self._dials.get(token)) is not None:
+            self.router.endpoint.dial(token, ticket.node_id, list(ticket.addrs), list(ticket.relays))
+
+    # What is shown.
+
+    def _not_ready(self) -> str | None:
+        if self._draining:
+            return "draining"
+        return None if self.ready else "starting or stopping"
+
+    def _status(self) -> str:
+        return f"broker {VERSION}\nhub {self.node_id}\nspokes {len(self.router.sessions)}\n"
+
+    def _gauges(self) -> HubGauges:
+        router = self.router
+        topics = router.topics
+        spokes: dict[tuple[str, str], int] = {}
+        depth = queued = 0
+        for peer in router.sessions:
+            stats = router.endpoint.stats(peer)
+            if stats is not None:
+                spokes["iroh", stats.path] = spokes.get(("iroh", stats.path), 0) + 1
+                depth += stats.queued_frames
+                queued += stats.queued_bytes
+        return HubGauges(
+            spokes=spokes,
+            calls_in_flight=len(router.calls),
+            queue_depth=depth,
+            queue_bytes=queued,
+            slow_consumers=topics.lagging,
+            topics=len(topics.channels),
+            patterns=len(topics.subscriptions),
+            ring_events=sum(len(channel.ring) for channel in topics.channels.values()),
+            ring_bytes=topics.bytes,
+            stray_answers=router.calls.stray,
+            endpoint=router.endpoint.counters(),
+        )
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+_ = (BindError, CloseCode)

@@ -1,0 +1,373 @@
+"""What the hub does with each message: calls to the call table, events to topics, registrations to both.
+
+The router is the endpoint's handler (border.py). It decodes, checks what a peer may do, stamps identity and author,
+and carries out the effects of the pure machines. Replies gather per connection and cross the border once a batch. Not here: the hub's
+life (hub.py), its own operations (operations.py), what a call or a topic is (protocol/).
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from broker import _gossip_ext as ext
+from broker.config import HubConfig
+from broker.errors import FrameError, TopicError
+from broker.hub.metrics import HubMetrics
+from broker.hub.session import Session
+from broker.hub.topics import Topics
+from broker.protocol import calls
+from broker.protocol.calls import HUB, CallTable
+from broker.protocol.codec import Message, decode, encode
+from broker.protocol.registration import Registration, parse, to_detail
+from broker.protocol.routing import SubscribeOptions
+from broker.protocol.sequence import parse_since
+from broker.protocol.wire import PROTOCOL_VERSION, RESERVED_PREFIXES, CloseCode
+
+__all__ = ["Router"]
+
+log = logging.getLogger("broker.hub")
+
+CAPABILITIES = ("topic.ack", "topic.repair", "call.credit", "call.all")
+
+MAX_PATTERNS_A_MESSAGE = 10_000
+MAX_PATIENCE = 60.0
+POLICIES = ("block", "drop_oldest", "disconnect")
+
+
+class Router:
+    """All sessions of a hub and the messages between them."""
+
+    def __init__(self, endpoint: ext.Endpoint, config: HubConfig, metrics: HubMetrics) -> None:
+        self.endpoint, self.metrics = endpoint, metrics
+        self.sessions: dict[int, Session] = {}
+        self.calls = CallTable(leg_prefix=secrets.token_hex(4))
+        self.topics = Topics(
+            endpoint,
+            metrics,
+            send=self.send,
+            disconnect=lambda peer, why: self.close(peer, CloseCode.SLOW_CONSUMER, f"slow consumer: {why}"),
+            dropped=self._count_dropped,
+            ring_events=config.topics.ring_events,
+            ring_bytes=config.topics.ring_bytes,
+            most_topics=config.topics.most_topics,
+            most_bytes=config.topics.log_bytes_total,
+        )
+        self.patience = config.topics.patience
+        self.on_local_call: Callable[[str, dict[str, Any]], None] = lambda _type, _detail: None
+        """Messages of the call table for the hub's own operations."""
+        self.on_dialled: Callable[[int, str | None], None] = lambda _token, _failure: None
+        """A dial of ours came to something (None) or failed (why)."""
+        self._dials: dict[int, int] = {}
+        self.batch_items = 0
+        self._out: dict[int, list[bytes]] = {}
+        self._timer_at = 0.0
+        self._timer: Any = None
+        self._loop: Any = None
+        self._controls: dict[str, Callable[[Session, Any], None]] = {
+            "hub.register": self._on_register,
+            "call.requested": self._on_requested,
+            "call.responded": self._on_responded,
+            "call.completed": self._on_completed,
+            "call.aborted": self._on_aborted,
+            "call.error": self._on_error,
+            "call.credit": self._on_credit,
+            "__subscribe": self._on_subscribe,
+            "__unsubscribe": self._on_unsubscribe,
+            "topic.pause": self._on_pause,
+            "topic.resume": self._on_resume,
+            "topic.repair": self._on_repair,
+            "topic.head": self._on_head,
+            "hub.error": self._on_complaint,
+        }
+
+    # What the border tells (broker.border.Handler).
+
+    def opened(self, conn: int, node_id: str, incoming: bool, token: int) -> None:
+        session = Session(conn, node_id, incoming)
+        session.identity = {"id": node_id, "scopes": [], "resources": {}}
+        self.sessions[conn] = session
+        self.calls.register(conn, node_id, None, Registration())
+        self.metrics.connected()
+        if not incoming:
+            self._dials[conn] = token
+            self._hello(session)
+
+    def frames(self, conn: int, frames: list[bytes]) -> None:
+        session = self.sessions.get(conn)
+        if session is None:
+            return
+        controls = self._controls
+        try:
+            for frame in frames:
+                message = decode(frame)
+                control = controls.get(message.type)
+                if control is not None:
+                    control(session, message.detail)
+                else:
+                    self._on_event(session, message, frame)
+        except FrameError as error:
+            self.close(conn, error.close_code, str(error))
+
+    def closed(self, conn: int, code: int | None, reason: str, remote: bool) -> None:
+        session = self.sessions.pop(conn, None)
+        if session is None:
+            return
+        log.info("%s (%s) is gone: %s", session.name, session.node_id[:10], reason)
+        self.metrics.disconnected(_reason(code))
+        self._out.pop(conn, None)
+        self.topics.gone(conn)
+        self.perform(self.calls.gone(conn, time.monotonic()))
+        if (token := self._dials.pop(conn, None)) is not None:
+            self.on_dialled(token, reason)
+
+    def drained(self, conn: int) -> None:
+        self.topics.drained(conn)
+
+    def dial_failed(self, token: int, kind: str, code: int | None, message: str) -> None:
+        self.on_dialled(token, f"{kind}: {message}")
+
+    def datagram(self, conn: int, payload: bytes) -> None:
+        """Datagrams are an event target's business so far (targets/iroh.py); the hub counts and drops them."""
+        self.metrics.protocol_error("datagram")
+
+    def batch_done(self, size: int) -> None:
+        self.metrics.batch(size)
+        self.settle()
+
+    # What the rest of the hub uses.
+
+    def settle(self) -> None:
+        """Fans out, sends the gathered replies, and sets the one timer."""
+        self.topics.flush()
+        if self._out:
+            out, self._out = self._out, {}
+            for peer, frames in out.items():
+                if not self.endpoint.send(peer, frames, ext.CALLS) and peer in self.sessions:
+                    self._overflowed(peer)
+        self._arm()
+
+    def send(self, peer: int, type: str, detail: Any) -> None:
+        """One control message, with the batch's others."""
+        frame = encode(type, detail)
+        if (frames := self._out.get(peer)) is not None:
+            frames.append(frame)
+        elif peer in self.sessions:
+            self._out[peer] = [frame]
+
+    def close(self, peer: int, code: int, reason: str) -> None:
+        """Ends one connection. Its ``closed`` follows."""
+        if code >= CloseCode.EMPTY_FRAME:
+            session = self.sessions.get(peer)
+            log.warning("closing %s: %s (code %d)", session.name if session else peer, reason, code)
+            self.metrics.protocol_error(_reason(code))
+        self.endpoint.close_connection(peer, code, reason)
+
+    def complain(self, peer: int, code: str, message: str, about: str | None) -> None:
+        self.metrics.protocol_error(code.lower())
+        self.send(peer, "hub.error", {"code": code, "message": message, "about": about})
+
+    def perform(self, effects: list[calls.Effect]) -> None:
+        """Carries out what the call table decided."""
+        for effect in effects:
+            if type(effect) is calls.Send:
+                if effect.peer == HUB:
+                    self.on_local_call(effect.type, effect.detail)
+                else:
+                    self._send_call(effect)
+            elif type(effect) is calls.Ended:
+                self.metrics.call_ended(effect.operation, effect.code, effect.seconds)
+            elif type(effect) is calls.Complain:
+                self.complain(effect.peer, effect.code, effect.message, effect.about)
+
+    # Messages.
+
+    def _on_register(self, session: Session, detail: Any) -> None:
+        session.registration = registration = parse(detail)
+        session.registered = True
+        self.calls.register(session.peer, session.node_id, registration.name, registration)
+        self._hello(session)
+        if (token := self._dials.get(session.peer)) is not None:
+            self.on_dialled(token, None)
+
+    def _hello(self, session: Session) -> None:
+        """The hub's own hub.register, once a connection."""
+        if not session.said_hello:
+            session.said_hello = True
+            registration = Registration(
+                operations=self.calls.offered(HUB),
+                name="hub",
+                protocol=PROTOCOL_VERSION,
+                capabilities=CAPABILITIES,
+            )
+            self.send(session.peer, "hub.register", to_detail(registration))
+
+    def _on_requested(self, session: Session, detail: Any) -> None:
+        now_ms = time.time_ns() / 1e6
+        self.perform(self.calls.requested(session.peer, session.identity, detail, time.monotonic(), now_ms))
+
+    def _on_responded(self, session: Session, detail: Any) -> None:
+        self.perform(self.calls.responded(session.peer, detail, time.monotonic()))
+
+    def _on_completed(self, session: Session, detail: Any) -> None:
+        self.perform(self.calls.completed(session.peer, detail, time.monotonic()))
+
+    def _on_aborted(self, session: Session, detail: Any) -> None:
+        self.perform(self.calls.aborted(session.peer, detail, time.monotonic()))
+
+    def _on_error(self, session: Session, detail: Any) -> None:
+        self.perform(self.calls.error(session.peer, detail, time.monotonic()))
+
+    def _on_credit(self, session: Session, detail: Any) -> None:
+        self.perform(self.calls.credit(session.peer, detail, time.monotonic()))
+
+    def _on_event(self, session: Session, message: Message, frame: bytes) -> None:
+        topic = message.type
+        if topic.startswith(RESERVED_PREFIXES):
+            code = "UNKNOWN_TYPE" if not topic.startswith("__") else "RESERVED_TOPIC"
+            self.complain(session.peer, code, f"{topic!r} is reserved and not a message of this version", topic[:128])
+            return
+        try:
+            meta = message.meta
+            if meta is not None and meta.get("author") == session.node_id and _placed(meta):
+                self.topics.publish(session.peer, topic, session.node_id, meta["epoch"], meta["seq"], frame)
+            else:
+                self._publish_stamped(session, message)
+        except TopicError as error:
+            self.complain(session.peer, error.code, str(error), topic[:128])
+
+    def _publish_stamped(self, session: Session, message: Message) -> None:
+        """An author that sends no place in a sequence gets one in the order of arrival; a false author is overwritten."""
+        topic = message.type
+        epoch, seq = session.epochs.get(topic) or (secrets.token_hex(8), 0)
+        meta = {**(message.meta or {}), "author": session.node_id, "epoch": epoch, "seq": seq + 1}
+        self.topics.publish(
+            session.peer, topic, session.node_id, epoch, seq + 1, encode(topic, message.detail, meta)
+        )
+        session.epochs[topic] = (epoch, seq + 1)
+
+    def _on_subscribe(self, session: Session, detail: Any) -> None:
+        patterns = _patterns(detail, "__subscribe")
+        policy, patience, since = detail.get("policy", "block"), detail.get("patience", self.patience), detail.get("since")
+        if policy not in POLICIES or type(patience) not in (int, float) or not 0 <= patience <= MAX_PATIENCE:
+            self.complain(
+                session.peer, "BAD_PATTERN", f"policy is one of {', '.join(POLICIES)}; patience is 0 to {MAX_PATIENCE:g} s", patterns[0]
+            )
+            return
+        since = parse_since(since)
+        options = SubscribeOptions(policy=policy, patience=float(patience))
+        for pattern in patterns:
+            try:
+                self.topics.subscribe(session.peer, [pattern], options, since)
+            except TopicError as error:
+                self.complain(session.peer, error.code, str(error), pattern[:128])
+
+    def _on_unsubscribe(self, session: Session, detail: Any) -> None:
+        self.topics.unsubscribe(session.peer, _patterns(detail, "__unsubscribe"))
+
+    def _on_pause(self, session: Session, detail: Any) -> None:
+        self.topics.pause(session.peer, _patterns(detail, "topic.pause"))
+
+    def _on_resume(self, session: Session, detail: Any) -> None:
+        self.topics.resume(session.peer, _patterns(detail, "topic.resume"))
+
+    def _on_repair(self, session: Session, detail: Any) -> None:
+        match detail:
+            case {"topic": str(topic), "author": str(author), "epoch": str(epoch), "from": int(first), "to": int(last)} if (
+                0 < first <= last
+            ):
+                self.topics.repair(session.peer, topic, author, epoch, first, last)
+            case _:
+                raise FrameError("topic.repair needs topic, author, epoch, from and to", close_code=CloseCode.BAD_MESSAGE)
+
+    def _on_head(self, session: Session, detail: Any) -> None:
+        match detail:
+            case {"topic": str(topic), "epoch": str(epoch), "seq": int(seq)} if seq >= 0 and _is_epoch(epoch):
+                acked = detail.get("acked", seq)
+                try:
+                    self.topics.announced(
+                        session.peer, topic, session.node_id, epoch, seq, acked if type(acked) is int else seq
+                    )
+                except TopicError as error:
+                    self.complain(session.peer, error.code, str(error), topic[:128])
+            case _:
+                raise FrameError("topic.head needs topic, epoch and seq", close_code=CloseCode.BAD_MESSAGE)
+
+    def _on_complaint(self, session: Session, detail: Any) -> None:
+        log.warning("%s says: %s", session.name, str(detail)[:300])
+
+    # Inside.
+
+    def _send_call(self, effect: calls.Send) -> None:
+        """Like ``send``, for what a peer's JSON is part of."""
+        self.send(effect.peer, effect.type, effect.detail)
+
+    def _overflowed(self, peer: int) -> None:
+        """Calls are never dropped: a peer that does not read 8 MiB of them is disconnected, and its calls end with an
+        error at their callers."""
+        self.close(peer, CloseCode.SLOW_CONSUMER, "slow consumer: the queue of calls and control messages is full")
+
+    def _count_dropped(self, peer: int, count: int) -> None:
+        if (session := self.sessions.get(peer)) is not None:
+            session.dropped += count
+
+    def bind_loop(self, loop: Any) -> None:
+        self._loop = loop
+
+    def _arm(self) -> None:
+        """One timer for whatever is due first. A later one that is set already will do: it looks again."""
+        now = time.monotonic()
+        dues = [due for due in (self.calls.next_deadline(), self.topics.next_deadline(now)) if due is not None]
+        if not dues:
+            return
+        due = min(dues)
+        if self._timer is not None:
+            if self._timer_at <= due:
+                return
+            self._timer.cancel()
+        self._timer_at = due
+        self._timer = self._loop.call_later(max(due - now, 0.0), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        self.perform(self.calls.tick(now))
+        self.topics.tick(now)
+        self.settle()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _placed(meta: dict[str, Any]) -> bool:
+    """Whether an event's meta has a place in its author's sequence."""
+    seq = meta.get("seq")
+    return type(seq) is int and 0 < seq < 2**53 and _is_epoch(meta.get("epoch"))
+
+
+def _is_epoch(value: Any) -> bool:
+    return type(value) is str and len(value) == 16 and value.isalnum() and value.isascii()
+
+
+def _patterns(detail: Any, what: str) -> list[str]:
+    topics = detail.get("topics") if isinstance(detail, dict) else None
+    if not isinstance(topics, list) or not topics or not all(isinstance(topic, str) for topic in topics):
+        raise FrameError(f"{what} needs topics, a list of strings", close_code=CloseCode.BAD_MESSAGE)
+    if len(topics) > MAX_PATTERNS_A_MESSAGE:
+        raise FrameError(f"{what}: more than {MAX_PATTERNS_A_MESSAGE} topics in one message", close_code=CloseCode.LIMIT)
+    return topics
+
+
+def _reason(code: int | None) -> str:
+    """A label for metrics: a close code of the table by its name."""
+    if code is None:
+        return "path_lost"
+    try:
+        return CloseCode(code).name.lower()
+    except ValueError:
+        return "other"

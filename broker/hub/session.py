@@ -1,0 +1,34 @@
+"""What the hub knows of one connection. Values only; the router changes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from broker.protocol.registration import Registration
+
+__all__ = ["Session"]
+
+
+@dataclass(slots=True)
+class Session:
+    """One connection of a spoke. A NodeId may have several."""
+
+    peer: int
+    node_id: str
+    incoming: bool
+    registration: Registration = field(default_factory=Registration)
+    registered: bool = False
+    said_hello: bool = False
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What handlers see of this caller; stamped on each of its calls."""
+    epochs: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """(epoch, last seq) per topic that the hub gives to an author that sends no meta. Bounded by the hub's topics."""
+    slow: int = 0
+    """Times the fan-out found its queue full."""
+    dropped: int = 0
+    """Events it was to get and that are named lost."""
+
+    @property
+    def name(self) -> str:
+        return self.registration.name or self.node_id[:10]

@@ -1,0 +1,453 @@
+"""Topics in the hub: what is kept of each, who gets it, and how far its authors are acknowledged.
+
+Each concrete topic has one channel: a ring of its newest events (protocol/ring.py) and a group in the extension of those
+that keep up. A batch of events from the network is appended event by event and fanned out once a channel, so Python's work
+does not depend on the number of subscribers. One whose queue is full becomes a reader of the ring: it is fed as its queue
+drains, and joins the group when it has caught up. Resume, repair, late joiners and slow consumers are all readers.
+Not here: decoding and access (router.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from broker import _gossip_ext as ext
+from broker.hub.metrics import HubMetrics, TopicCounters
+from broker.protocol.codec import encode
+from broker.protocol.ring import MAX_AUTHORS, Demoted, Disconnect, Outcome, Ring, RingSince
+from broker.protocol.routing import SubscribeOptions, Subscriptions, check_topic, matches
+
+__all__ = ["Channel", "Topics"]
+
+log = logging.getLogger("broker.hub")
+
+FEED_EVENTS, FEED_BYTES = 512, 262_144
+"""What a reader is fed at a time: a quarter of a connection's lane, so that the feeds of several topics fit in it."""
+
+MAX_REPAIRS_WAITING = 256
+"""Repairs of one peer that wait for room in its queue."""
+
+ACK_EVENTS = 256
+"""Unacknowledged events of one batch after which the acknowledgement goes out at once."""
+
+ACK_DELAY = 0.003
+"""Seconds an acknowledgement may wait for more events, so that a trickle does not cost a message each."""
+
+
+class Channel:
+    """One concrete topic."""
+
+    __slots__ = ("authors", "counters", "group", "leftover", "paused", "pending", "published", "ring", "topic", "unacked")
+
+    def __init__(self, topic: str, ring: Ring, group: ext.Group, counters: TopicCounters) -> None:
+        self.topic, self.ring, self.group, self.counters = topic, ring, group, counters
+        self.published = 0
+        self.unacked = 0
+        """Events since the last acknowledgements."""
+        self.pending: list[bytes] = []
+        """Appended to the ring and not yet fanned out."""
+        self.leftover: dict[int, list[bytes]] = {}
+        """Readers, and what was read for each that its queue did not take: one feed at most."""
+        self.paused: set[int] = set()
+        self.authors: dict[tuple[str, str], int] = {}
+        """(author, epoch) -> the peer that last published under it: where acknowledgements go."""
+
+
+class Topics:
+    """All channels of a hub."""
+
+    def __init__(
+        self,
+        endpoint: ext.Endpoint,
+        metrics: HubMetrics,
+        *,
+        send: Callable[[int, str, Any], None],
+        disconnect: Callable[[int, str], None],
+        dropped: Callable[[int, int], None],
+        ring_events: int,
+        ring_bytes: int,
+        most_topics: int,
+        most_bytes: int,
+    ) -> None:
+        self._endpoint, self._metrics = endpoint, metrics
+        self._send, self._disconnect, self._dropped = send, disconnect, dropped
+        self._ring_events, self._ring_bytes = ring_events, ring_bytes
+        self._most_topics, self._most_bytes = most_topics, most_bytes
+        self.channels: dict[str, Channel] = {}
+        self.subscriptions = Subscriptions()
+        self._dirty: list[Channel] = []
+        self._ack_due: dict[str, Channel] = {}
+        self._ack_at: float | None = None
+        self._hungry: dict[int, set[str]] = {}
+        """Readers by peer: topics that have something for it."""
+        self._paused: dict[int, set[str]] = {}
+        """Patterns a peer has paused, for topics that appear while it is."""
+        self._repairs: dict[int, deque[tuple[str, str, str, int, int]]] = {}
+        """Repairs that a peer asked for and whose answer its queue did not take yet."""
+        self._read: set[Channel] = set()
+        """Channels that have readers: the ones to look after as time passes."""
+        self.fell_behind = 0
+        """Times a subscriber's queue was found full. Only grows."""
+        self.bytes = 0
+
+    # Publishing.
+
+    def publish(self, peer: int, topic: str, author: str, epoch: str, seq: int, frame: bytes) -> None:
+        """One event whose meta is checked. ``flush`` follows the batch."""
+        channel = self.channels.get(topic) or self._open(topic)
+        ring = channel.ring
+        before = ring.bytes
+        outcome = ring.append(author, epoch, seq, frame)
+        self.bytes += ring.bytes - before
+        key = (author, epoch)
+        if channel.authors.get(key) != peer:
+            self._remember_author(channel, key, peer)
+        if outcome is Outcome.ACCEPTED:
+            if not channel.pending:
+                self._dirty.append(channel)
+            channel.pending.append(frame)
+            channel.unacked += 1
+        else:
+            channel.counters.duplicates += 1
+
+    def announced(self, peer: int, topic: str, author: str, epoch: str, seq: int, acked: int) -> None:
+        """An author that (re)connects says how far it is: the hub answers with what it has, subscribers learn of what is
+        to come. ``acked`` is what some hub has had: where a subscriber that knows nothing of the author begins."""
+        channel = self.channels.get(topic) or self._open(topic)
+        self._remember_author(channel, (author, epoch), peer)
+        have = channel.ring.ackable(author, epoch)
+        self._send(peer, "topic.ack", {"topic": topic, "epoch": epoch, "seq": have})
+        if seq > have:
+            self._flush_channel(channel)
+            begin, end = _head(topic, author, epoch, acked, baseline=True), _head(topic, author, epoch, seq)
+            channel.group.send([encode("topic.head", begin), encode("topic.head", end)])
+
+    def _remember_author(self, channel: Channel, key: tuple[str, str], peer: int) -> None:
+        if len(channel.authors) >= MAX_AUTHORS and key not in channel.authors:
+            channel.authors.pop(next(iter(channel.authors)))
+        channel.authors[key] = peer
+
+    def _open(self, topic: str) -> Channel:
+        """A topic's first event: its subscribers so far become its group."""
+        check_topic(topic)
+        if len(self.channels) >= self._most_topics:
+            self._close_idlest()
+        ring = Ring(capacity_events=self._ring_events, capacity_bytes=self._ring_bytes)
+        channel = Channel(topic, ring, self._endpoint.group(), self._metrics.topic(topic))
+        self.channels[topic] = channel
+        now = time.monotonic()
+        for peer, options in self.subscriptions.match(topic).items():
+            if self._is_paused(peer, topic):
+                ring.lag(peer, ring.next_index, options, now)
+                self._pause_reader(channel, peer)
+            else:
+                channel.group.add(peer)
+        return channel
+
+    def _close_idlest(self) -> None:
+        """Makes room: a topic that nobody wants goes first, else the one quiet for longest. Its readers are told how far it
+        had come, so that what they did not get is a hole to them and not the end."""
+        victim = next((c for c in self.channels.values() if not len(c.group) and not c.leftover), None)
+        victim = victim or next(iter(self.channels.values()))
+        self._flush_channel(victim)
+        self._send_acks(victim)
+        for peer in victim.leftover:
+            for author, epoch, seq in victim.ring.heads():
+                self._send(peer, "topic.head", _head(victim.topic, author, epoch, seq))
+        self.bytes -= victim.ring.bytes
+        del self.channels[victim.topic]
+        self._read.discard(victim)
+
+    # Fan-out.
+
+    def flush(self) -> None:
+        """Fans out what the batch brought, acknowledges it, and feeds readers of the topics that moved."""
+        if self._dirty:
+            dirty, self._dirty = self._dirty, []
+            for channel in dirty:
+                self._flush_channel(channel)
+                if channel.leftover:
+                    self._mind(channel)
+                    self._feed_all(channel)
+                self._acknowledge(channel)
+        while self.bytes > self._most_bytes and len(self.channels) > 1:
+            self._close_idlest()
+
+    def _flush_channel(self, channel: Channel) -> None:
+        pending, ring, counters = channel.pending, channel.ring, channel.counters
+        if not pending:
+            return
+        channel.pending = []
+        members = len(channel.group)
+        refused = channel.group.send(pending) if members else []
+        channel.published += len(pending)
+        self.channels[channel.topic] = self.channels.pop(channel.topic)  # the order is that of the last event
+        counters.published += len(pending)
+        counters.delivered += len(pending) * (members - len(refused))
+        if refused:
+            self._fell_behind(channel, refused, ring.next_index - len(pending))
+
+    def _fell_behind(self, channel: Channel, peers: Sequence[int], index: int) -> None:
+        """Members whose queue was full become readers, from the first event that they did not get."""
+        now = time.monotonic()
+        options = self.subscriptions.match(channel.topic)
+        for peer in peers:
+            if peer in options:
+                self.fell_behind += 1
+                channel.ring.lag(peer, index, options[peer], now)
+                self._add_reader(channel, peer)
+                self._hungry.setdefault(peer, set()).add(channel.topic)
+
+    def _acknowledge(self, channel: Channel) -> None:
+        if channel.unacked >= ACK_EVENTS:
+            self._send_acks(channel)
+        elif channel.unacked:
+            self._ack_due[channel.topic] = channel
+
+    def _send_acks(self, channel: Channel) -> None:
+        self._ack_due.pop(channel.topic, None)
+        if channel.ring.held:
+            return  # withheld: this is what slows publishers down
+        channel.unacked = 0
+        for author, epoch, seq in channel.ring.newly_ackable():
+            peer = channel.authors.get((author, epoch))
+            if peer is not None:
+                self._send(peer, "topic.ack", {"topic": channel.topic, "epoch": epoch, "seq": seq})
+
+    # Readers.
+
+    def drained(self, peer: int) -> None:
+        """A connection has room again: its repairs are answered and its readers fed."""
+        for repair in self._repairs.pop(peer, ()):
+            self.repair(peer, *repair)
+        for topic in list(self._hungry.get(peer, ())):
+            channel = self.channels.get(topic)
+            if channel is None or not self._feed(channel, peer):
+                self._hungry[peer].discard(topic)
+            elif channel.leftover.get(peer):
+                return  # its queue is full again
+
+    def _feed_all(self, channel: Channel) -> None:
+        for peer in list(channel.leftover):
+            if not channel.leftover.get(peer) and peer not in channel.paused:
+                self._feed(channel, peer)
+
+    def _feed(self, channel: Channel, peer: int) -> bool:
+        """Hands a reader what it has not read, until its queue is full or it has caught up. False: no reader any more."""
+        if peer in channel.paused or peer not in channel.leftover:
+            return peer in channel.leftover
+        self._flush_channel(channel)
+        ring, now = channel.ring, time.monotonic()
+        while peer in channel.leftover:
+            frames = channel.leftover[peer]
+            if frames:
+                channel.leftover[peer] = []
+                caught_up = False
+            else:
+                batch = ring.read(peer, FEED_EVENTS, FEED_BYTES, now)
+                frames, caught_up = self._lost_frames(channel, peer, batch.lost) + batch.frames, batch.caught_up
+            if frames and not self._endpoint.send(peer, frames, ext.TOPICS):
+                channel.leftover[peer] = frames
+                self._hungry.setdefault(peer, set()).add(channel.topic)
+                break
+            channel.counters.delivered += len(frames)
+            if caught_up:
+                self._rejoin(channel, peer)
+        self._released(channel)
+        return peer in channel.leftover
+
+    def _add_reader(self, channel: Channel, peer: int) -> None:
+        channel.leftover.setdefault(peer, [])
+        self._read.add(channel)
+
+    def _end_reader(self, channel: Channel, peer: int) -> None:
+        channel.ring.forget(peer)
+        channel.paused.discard(peer)
+        channel.leftover.pop(peer, None)
+        if not channel.leftover:
+            self._read.discard(channel)
+
+    def _rejoin(self, channel: Channel, peer: int) -> None:
+        self._end_reader(channel, peer)
+        channel.group.add(peer)
+        if (topics := self._hungry.get(peer)) is not None:
+            topics.discard(channel.topic)
+
+    def _released(self, channel: Channel) -> None:
+        """A reader moved or left: what it held up may go on."""
+        if channel.unacked:
+            self._mind(channel)
+            self._send_acks(channel)
+
+    def _mind(self, channel: Channel) -> None:
+        """What the ring has to say about its readers after it changed."""
+        for effect in channel.ring.tick(time.monotonic()):
+            match effect:
+                case Demoted(reader):
+                    log.info("a slow subscriber of %s has used up its patience (peer %d)", channel.topic, reader)
+                case Disconnect(reader, pending):
+                    self._disconnect(reader, f"{pending} events behind on {channel.topic}")
+
+    def _lost_frames(self, channel: Channel, peer: int, ranges: Sequence[tuple[str, str, int, int]]) -> list[bytes]:
+        """What names to a reader the ranges that it will not get. They travel in order with the events."""
+        frames = []
+        for author, epoch, first, last in ranges:
+            count = last - first + 1
+            channel.counters.lost += count
+            self._dropped(peer, count)
+            frames.append(_lost(channel.topic, author, epoch, first, last))
+        return frames
+
+    def _tell(self, peer: int, frames: list[bytes]) -> bool:
+        """Sends in order with the events."""
+        return not frames or self._endpoint.send(peer, frames, ext.TOPICS)
+
+    # Subscribing.
+
+    def subscribe(self, peer: int, patterns: Sequence[str], options: SubscribeOptions, since: Any) -> None:
+        """Raises TopicError for a bad pattern; those before it count."""
+        for pattern in patterns:
+            self.subscriptions.add(peer, pattern, options)
+            self._unpause(peer, pattern)
+            for channel in list(self.channels.values()):
+                if matches(pattern, channel.topic):
+                    self._place(channel, peer, options, since)
+
+    def _place(self, channel: Channel, peer: int, options: SubscribeOptions, since: Any) -> None:
+        """Where a subscriber begins on one topic. It is told the newest seq of each author: its baseline, or its hole."""
+        self._flush_channel(channel)
+        baseline = since is None
+        heads = [_head(channel.topic, *head, baseline=baseline) for head in channel.ring.heads()]
+        if not self._tell(peer, [encode("topic.head", head) for head in heads]):
+            for head in heads:  # its queue of events is full: ahead of them, then
+                self._send(peer, "topic.head", head)
+        if baseline:
+            if peer not in channel.leftover:
+                channel.group.add(peer)
+            return
+        channel.group.remove(peer)
+        channel.leftover.pop(peer, None)
+        channel.paused.discard(peer)
+        of_topic: RingSince = since.get(channel.topic, {}) if isinstance(since, Mapping) else since
+        channel.ring.seek(peer, of_topic, options, time.monotonic())
+        if channel.ring.lagging(peer):
+            self._add_reader(channel, peer)
+            self._feed(channel, peer)
+        else:
+            self._rejoin(channel, peer)
+
+    def unsubscribe(self, peer: int, patterns: Sequence[str]) -> None:
+        for pattern in patterns:
+            if not self.subscriptions.remove(peer, pattern):
+                continue
+            for channel in self.channels.values():
+                if matches(pattern, channel.topic) and peer not in self.subscriptions.match(channel.topic):
+                    self._flush_channel(channel)
+                    self._leave(channel, peer)
+
+    def pause(self, peer: int, patterns: Sequence[str]) -> None:
+        """The subscriber's own queue is full: it becomes a reader that is not fed."""
+        known = set(patterns).intersection(self.subscriptions.patterns(peer))
+        self._paused.setdefault(peer, set()).update(known)
+        now = time.monotonic()
+        for channel in self.channels.values():
+            if any(matches(pattern, channel.topic) for pattern in known):
+                self._flush_channel(channel)
+                if peer not in channel.leftover:
+                    options = self.subscriptions.match(channel.topic)[peer]
+                    channel.ring.lag(peer, channel.ring.next_index, options, now)
+                self._pause_reader(channel, peer)
+
+    def resume(self, peer: int, patterns: Sequence[str]) -> None:
+        for pattern in patterns:
+            self._unpause(peer, pattern)
+        for channel in self.channels.values():
+            if peer in channel.paused and not self._is_paused(peer, channel.topic):
+                channel.paused.discard(peer)
+                options = self.subscriptions.match(channel.topic)[peer]
+                # From where it was: an index that is not behind its own moves nothing.
+                channel.ring.lag(peer, channel.ring.next_index, options, time.monotonic())
+                self._feed(channel, peer)
+
+    def _pause_reader(self, channel: Channel, peer: int) -> None:
+        channel.group.remove(peer)
+        channel.ring.pause(peer)
+        channel.paused.add(peer)
+        self._add_reader(channel, peer)
+
+    def _is_paused(self, peer: int, topic: str) -> bool:
+        return any(matches(pattern, topic) for pattern in self._paused.get(peer, ()))
+
+    def _unpause(self, peer: int, pattern: str) -> None:
+        if (paused := self._paused.get(peer)) is not None:
+            paused.discard(pattern)
+            if not paused:
+                del self._paused[peer]
+
+    def repair(self, peer: int, topic: str, author: str, epoch: str, first: int, last: int) -> None:
+        """A hole that a subscriber saw: what is in the ring is sent, the rest is named lost. A long one is answered in
+        part; the subscriber asks for the rest."""
+        channel = self.channels.get(topic)
+        if channel is None:
+            return  # its author may yet come back and refill; the subscriber asks again, and gives up in the end
+        self._flush_channel(channel)
+        frames, missing, _ = channel.ring.range(author, epoch, first, last, FEED_EVENTS)
+        if not self._tell(peer, [*frames, *(_lost(topic, author, epoch, a, b) for a, b in missing)]):
+            # Its queue is full: answered when it has room. What overflows here is asked for again.
+            waiting = self._repairs.setdefault(peer, deque(maxlen=MAX_REPAIRS_WAITING))
+            waiting.append((topic, author, epoch, first, last))
+        else:
+            channel.counters.repaired += len(frames)
+
+    @property
+    def lagging(self) -> int:
+        """Subscribers that are read from a ring now, counted once a topic."""
+        return sum(len(channel.leftover) for channel in self._read)
+
+    def lag_of(self, peer: int) -> int:
+        """Topics of which this peer is read from the ring now."""
+        return sum(peer in channel.leftover for channel in self._read)
+
+    # Ends and time.
+
+    def gone(self, peer: int) -> None:
+        """A connection ended. The extension has taken it out of its groups already."""
+        self.subscriptions.drop(peer)
+        self._hungry.pop(peer, None)
+        self._paused.pop(peer, None)
+        self._repairs.pop(peer, None)
+        for channel in list(self._read):
+            if peer in channel.leftover:
+                self._leave(channel, peer)
+                self._released(channel)
+
+    def _leave(self, channel: Channel, peer: int) -> None:
+        channel.group.remove(peer)
+        self._end_reader(channel, peer)
+
+    def tick(self, now: float) -> None:
+        """Patience that has run out, and acknowledgements that have waited."""
+        for channel in list(self._read):
+            self._mind(channel)
+            self._released(channel)
+        for channel in list(self._ack_due.values()):
+            self._send_acks(channel)
+
+    def next_deadline(self, now: float) -> float | None:
+        """When :meth:`tick` is due."""
+        dues = [due for channel in self._read if (due := channel.ring.next_deadline()) is not None]
+        if self._ack_due:
+            dues.append(now + ACK_DELAY)
+        return min(dues, default=None)
+
+
+def _head(topic: str, author: str, epoch: str, seq: int, *, baseline: bool = False) -> dict[str, Any]:
+    return {"topic": topic, "author": author, "epoch": epoch, "seq": seq, "baseline": baseline}
+
+
+def _lost(topic: str, author: str, epoch: str, first: int, last: int) -> bytes:
+    return encode("topic.lost", {"topic": topic, "author": author, "epoch": epoch, "from": first, "to": last})

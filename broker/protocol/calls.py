@@ -1,0 +1,581 @@
+"""The hub's call table: who offers what, which calls are open, and how each of them ends.
+
+Theory of operation: a *call* is what a caller asked under its own requestId; a *leg* is what the hub asked one spoke to
+do for it, under an id that the hub chose. An ordinary call has one leg, a roll-call (``all``) one for each spoke that
+offers the operation.
+Three things drive the table: messages of peers (:meth:`~CallTable.requested` and its sisters), departures
+(:meth:`~CallTable.gone`) and time (:meth:`~CallTable.tick`).
+
+Rules:
+
+1. A call that was accepted ends exactly once: one Ended, and one terminal message to the caller (``call.responded`` for
+   a call, ``call.completed`` for a stream or roll-call, else ``call.error``), unless the caller gave up or has gone.
+2. An answer counts only from the spoke that was asked, under the id it was asked with: legs are kept by spoke, so a
+   guessed or foreign id finds nothing. What finds nothing is ignored and counted in ``stray``.
+3. No leg outlives its call. A leg that ends other than by its own answer is told ``call.aborted``, and so are, to any
+   depth, the calls made under it (``parentRequestId`` is the id of a leg). Calls under a leg that answered go on.
+4. ``identity`` is stamped; what a peer wrote there is never read.
+5. A requestId that is still in use is not taken again: an answer under it would be read as the end of the first call.
+   The caller gets a Complain (``hub.error``) and the first call goes on.
+6. ``timeoutMs`` wins over ``deadline``. Without either, a call has the default and a stream has none: it lives as long
+   as both its ends.
+7. A stream's window is the caller's ``credit``. A caller that sends none does not know credit: the hub then credits the
+   spoke itself, and the caller's bounded queue is the limit (see :meth:`~CallTable.undeliverable`).
+
+Wire keys of ours in ``call.requested``: ``timeoutMs``, ``all``, ``credit``, and ``stream`` (true: items until
+call.completed, also from a query; false: the first answer only, also from a subscription; absent: by the kind).
+
+Not here: what the hub's own operations do (it is the peer ``HUB`` like any other), access policy, the spoke's side
+(caller.py, answering.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from broker.errors import FrameError
+from broker.protocol.answering import CODES, Refused, credit_of, error_detail, flag_of, operation_of, timeout_of
+from broker.protocol.caller import Deadlines
+from broker.protocol.codec import request_id_of
+from broker.protocol.registration import MAX_OPERATION_ID, Kind, Offerer, Offers, Operation, OperationRow, Registration
+from broker.protocol.wire import CloseCode
+
+__all__ = ["HUB", "CallLimits", "CallTable", "Complain", "Effect", "Ended", "Peer", "Send"]
+
+Peer: TypeAlias = int
+HUB: Final[Peer] = 0
+"""The hub itself, as a caller and as the spoke that offers ``hub.*``."""
+
+MAX_REMEMBERED_ABORTS = 4_096
+"""Aborted legs whose late children are refused: more than one batch of messages can hold on their way."""
+MAX_CODE = 64
+"""Characters of an error code that is passed on; a longer one becomes UNKNOWN_ERROR."""
+MAX_REASON = 1_024
+"""Characters of a reason that is passed on."""
+MAX_SHOWN = 80
+"""Characters of a peer's own text in a message of ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallLimits:
+    """Bounds of one table. Times are seconds, windows count responses."""
+
+    in_flight_per_peer: int = 1_024
+    """Calls of one caller, and legs of one spoke; the hub itself is bounded by ``in_flight`` alone."""
+    in_flight: int = 100_000
+    """Legs in all: about 1 kB each."""
+    default_timeout: float = 30.0
+    max_timeout: float = 3_600.0
+    window: int = 256
+    max_window: int = 65_536
+    slack: int = 256
+    """Responses beyond the window before a stream is ended: room for a spoke that knows no credit and little to say."""
+
+
+@dataclass(slots=True)
+class Send:
+    """A message for a peer; for ``HUB`` it is the hub's own business."""
+
+    peer: Peer
+    type: str
+    detail: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Ended:
+    """A call ended. ``code`` is ``OK`` or a code of the wire's table; refused calls are told too, with no answerer."""
+
+    operation: str
+    kind: Kind | None
+    code: str
+    seconds: float
+    caller: Peer
+    answerer: Peer | None
+
+
+@dataclass(slots=True)
+class Complain:
+    """A ``hub.error`` for a peer: it did something wrong that does not end its connection."""
+
+    peer: Peer
+    code: str
+    message: str
+    about: str | None
+
+
+Effect: TypeAlias = Send | Ended | Complain
+
+
+class _Spoke(Offerer):
+    """A connected peer: beside what it offers and the legs it was asked, the calls it made."""
+
+    __slots__ = ("calls", "live", "peer")
+
+    def __init__(self, peer: Peer, node_id: str, name: str | None):
+        super().__init__(node_id, name)
+        self.peer = peer
+        self.live = True
+        self.calls: dict[str, _Call] = {}
+        self.legs: dict[str, _Leg] = {}
+
+
+class _Call:
+    __slots__ = (
+        *("auto", "caller", "items", "kind", "legs", "live"),
+        *("missing", "operation", "parent", "request_id", "started", "streaming"),
+    )
+
+    def __init__(self, caller: _Spoke, request_id: str, operation: str, kind: Kind, started: float):
+        self.caller, self.request_id, self.operation, self.kind = caller, request_id, operation, kind
+        self.started = started
+        self.live = True
+        self.legs: dict[str, _Leg] = {}
+        self.parent: _Leg | None = None
+        self.missing: list[_Spoke] | None = None
+        """Of a roll-call, those that will not answer any more. None for a call to one."""
+        self.streaming = False
+        """Ends with call.completed."""
+        self.items = False
+        """Streaming, from a subscription: any number of responses, under a window."""
+        self.auto = 0
+        """The window that the hub itself keeps open, for a caller that knows no credit."""
+
+
+class _Leg:
+    __slots__ = ("allowance", "call", "children", "id", "spoke")
+
+    def __init__(self, id: str, call: _Call, spoke: _Spoke, allowance: int):
+        self.id, self.call, self.spoke, self.allowance = id, call, spoke, allowance
+        self.children: dict[_Call, None] | None = None
+        """Calls that were made under it, oldest first."""
+
+    def adopt(self, child: _Call) -> None:
+        child.parent = self
+        if self.children is None:
+            self.children = {}
+        self.children[child] = None
+
+    def release(self) -> None:
+        """Its children go on without it."""
+        for child in self.children or ():
+            child.parent = None
+
+
+_RETRYABLE: Final = {"retryable": True}
+
+
+class CallTable:
+    """All calls of one hub. ``leg_prefix`` begins every id it chooses: give one that no earlier hub used, so that an
+    answer from before a restart finds nothing.
+
+    ``stray`` counts messages about calls that do not exist (any more): late answers, races of an abort, guesses.
+    """
+
+    def __init__(self, limits: CallLimits | None = None, *, leg_prefix: str = "h"):
+        self.limits = limits or CallLimits()
+        self.stray = 0
+        self._prefix = leg_prefix
+        self._peers: dict[Peer, _Spoke] = {HUB: _Spoke(HUB, "hub", "hub")}
+        self._offers: Offers[_Spoke] = Offers()
+        self._deadlines: Deadlines[_Call] = Deadlines()
+        self._aborted: dict[str, None] = {}
+        self._legs_made = 0
+        self._legs = 0
+        self._calls = 0
+
+    def __len__(self) -> int:
+        """Calls that have not ended."""
+        return self._calls
+
+    def in_flight(self, peer: Peer) -> int:
+        """Legs that this peer has been asked and has not ended: what balancing compares."""
+        spoke = self._peers.get(peer)
+        return len(spoke.legs) if spoke else 0
+
+    # Who offers what
+
+    def register(self, peer: Peer, node_id: str, name: str | None, registration: Registration) -> None:
+        """Takes a peer in, or replaces what it offers. Calls in flight are not touched: they were accepted."""
+        spoke = self._peers.get(peer)
+        if spoke is None:
+            spoke = self._peers[peer] = _Spoke(peer, node_id, name)
+        spoke.node_id, spoke.name = node_id, name
+        self._offers.replace(spoke, registration.operations)
+
+    def offered(self, peer: Peer) -> tuple[Operation, ...]:
+        spoke = self._peers.get(peer)
+        return tuple(spoke.operations.values()) if spoke else ()
+
+    def operations(self) -> list[OperationRow]:
+        """Everything on offer, by operation id."""
+        return self._offers.rows()
+
+    # Messages of callers
+
+    def requested(self, peer: Peer, identity: dict[str, Any], detail: Any, now: float, now_ms: float) -> list[Effect]:
+        """``call.requested``: asks a spoke (or all), or answers at once why not."""
+        request_id = request_id_of(detail, "call.requested")
+        caller = self._peers.get(peer)
+        if caller is None:
+            raise FrameError("call.requested before hub.register", close_code=CloseCode.BAD_MESSAGE)
+        if request_id in caller.calls:
+            message = f"requestId {request_id!r} belongs to a call that has not ended"
+            return [Complain(peer, "VALIDATION_ERROR", message, "call.requested")]
+        try:
+            return self._accept(caller, request_id, identity, detail, now, now_ms)
+        except Refused as no:
+            operation = detail.get("operationId")
+            named = operation[:MAX_OPERATION_ID] if isinstance(operation, str) else ""
+            ended = Ended(named, None, no.code, 0.0, peer, None)
+            return [Send(peer, "call.error", error_detail(request_id, no.code, no.message, no.details)), ended]
+
+    def aborted(self, peer: Peer, detail: Any, now: float) -> list[Effect]:
+        """``call.aborted``: a caller gives up its call, or a spoke gives up a leg (then the caller hears ABORTED)."""
+        request_id = request_id_of(detail, "call.aborted")
+        reason = detail.get("reason")
+        if not isinstance(reason, str) or len(reason) > MAX_REASON:
+            reason = "aborted"
+        effects: list[Effect] = []
+        spoke = self._peers.get(peer)
+        if spoke is not None and (call := spoke.calls.get(request_id)) is not None:
+            self._abort(self._remove(call, "ABORTED", now, effects), reason, now, effects)
+        elif spoke is not None and (leg := spoke.legs.get(request_id)) is not None:
+            self._leg_failed(leg, "ABORTED", reason, None, now, effects)
+        else:
+            self.stray += 1
+        return effects
+
+    def credit(self, peer: Peer, detail: Any, now: float) -> list[Effect]:
+        """``call.credit`` of a caller: passed on to the spoke, as far as the largest window allows."""
+        request_id = request_id_of(detail, "call.credit")
+        spoke = self._peers.get(peer)
+        call = spoke.calls.get(request_id) if spoke else None
+        effects: list[Effect] = []
+        if call is None:
+            self.stray += 1
+        elif not _is_count(more := detail.get("n"), 1):
+            self._fail(call, "VALIDATION_ERROR", "call.credit: n is not a whole number from 1", None, now, effects)
+        elif call.items:
+            call.auto = 0
+            (leg,) = call.legs.values()
+            _grant(leg, min(more, self.limits.max_window - leg.allowance), effects)
+        return effects
+
+    # Messages of the spokes that were asked
+
+    def responded(self, peer: Peer, detail: Any, now: float) -> list[Effect]:
+        """``call.responded``: the first ends a call; each is an item of a stream, or one answer to a roll-call."""
+        leg = self._leg(peer, detail, "call.responded")
+        if leg is None:
+            return []
+        call = leg.call
+        output = detail.get("output")
+        effects: list[Effect] = []
+        if call.missing is not None:
+            self._roll_answer(leg, {"output": output}, now, effects)
+            return effects
+        caller, request_id = call.caller.peer, call.request_id
+        effects.append(Send(caller, "call.responded", {"requestId": request_id, "output": output}))
+        if call.items:
+            self._item(leg, now, effects)
+            return effects
+        if call.streaming:
+            effects.append(Send(caller, "call.completed", {"requestId": request_id}))
+        if call.kind == "subscription":
+            self._abort(self._remove(call, "OK", now, effects), "the caller took one answer", now, effects)
+        else:
+            self._answered(call, "OK", now, effects)
+        return effects
+
+    def completed(self, peer: Peer, detail: Any, now: float) -> list[Effect]:
+        """``call.completed``: the end of a stream. A call that ends so without an answer has failed."""
+        leg = self._leg(peer, detail, "call.completed")
+        effects: list[Effect] = []
+        if leg is None:
+            return effects
+        if leg.call.streaming:
+            effects.append(Send(leg.call.caller.peer, "call.completed", {"requestId": leg.call.request_id}))
+            self._answered(leg.call, "OK", now, effects)
+        else:
+            self._leg_failed(leg, "EXECUTION_ERROR", "the operation ended without an answer", None, now, effects)
+        return effects
+
+    def error(self, peer: Peer, detail: Any, now: float) -> list[Effect]:
+        """``call.error``: passed on with its code, also one that we do not know; a malformed one is UNKNOWN_ERROR."""
+        leg = self._leg(peer, detail, "call.error")
+        effects: list[Effect] = []
+        if leg is None:
+            return effects
+        code, message = detail.get("code"), detail.get("message")
+        if not isinstance(code, str) or not 0 < len(code) <= MAX_CODE:
+            code = "UNKNOWN_ERROR"
+        if not isinstance(message, str):
+            message = "the operation failed without a message"
+        self._leg_failed(leg, code, message, detail.get("details"), now, effects)
+        return effects
+
+    # Departures, time, and what could not be sent
+
+    def gone(self, peer: Peer, now: float) -> list[Effect]:
+        """A connection ended: its calls end and their spokes are told; those who waited for it hear so at once."""
+        spoke = self._peers.pop(peer, None)
+        effects: list[Effect] = []
+        if spoke is None:
+            return effects
+        spoke.live = False
+        self._offers.replace(spoke, ())
+        if peer == HUB:
+            self._peers[HUB] = _Spoke(HUB, spoke.node_id, spoke.name)
+        while spoke.calls:
+            call = next(iter(spoke.calls.values()))
+            self._abort(self._remove(call, "ABORTED", now, effects), "the caller has gone", now, effects)
+        message = f"{spoke.name or spoke.node_id} went away before it answered"
+        while spoke.legs:
+            leg = next(iter(spoke.legs.values()))
+            if (missing := leg.call.missing) is not None:
+                missing.append(spoke)
+                self._roll_drop(leg, now, effects)
+            else:
+                self._leg_failed(leg, "EXECUTION_ERROR", message, {"retryable": True}, now, effects)
+        return effects
+
+    def tick(self, now: float) -> list[Effect]:
+        """Ends what is due: TIMEOUT for a call; for a roll-call the names of those that are missing."""
+        effects: list[Effect] = []
+        for call in self._deadlines.due(now):
+            if call.missing is not None:
+                self._roll_end(call, "TIMEOUT", now, effects)
+            else:
+                self._fail(call, "TIMEOUT", f"no answer within {now - call.started:.3g} s", None, now, effects)
+        return effects
+
+    def next_deadline(self) -> float | None:
+        return self._deadlines.next()
+
+    def undeliverable(self, send: Send, reason: str, now: float, *, retryable: bool = True) -> list[Effect]:
+        """What follows when ``send`` could not be sent: its peer's queue is full, or it is too large for a frame. Do it
+        before what comes after ``send`` in its list."""
+        effects: list[Effect] = []
+        spoke = self._peers.get(send.peer)
+        if spoke is None:
+            return effects
+        request_id, details = send.detail["requestId"], {"retryable": retryable}
+        if send.type == "call.requested" and (leg := spoke.legs.get(request_id)) is not None:
+            self._leg_failed(leg, "EXECUTION_ERROR", reason, details, now, effects)
+        elif send.type == "call.responded" and "from" in send.detail and "output" in send.detail:
+            error = {"code": "EXECUTION_ERROR", "message": reason, "details": details}
+            answer = {"requestId": request_id, "error": error, "from": send.detail["from"]}
+            effects.append(Send(send.peer, "call.responded", answer))
+        elif send.type == "call.responded" and (call := spoke.calls.get(request_id)) is not None:
+            self._fail(call, "EXECUTION_ERROR", reason, details, now, effects)
+        elif send.type == "call.responded":
+            effects.append(Send(send.peer, "call.error", error_detail(request_id, "EXECUTION_ERROR", reason, details)))
+        return effects
+
+    # How a call begins
+
+    def _accept(
+        self,
+        caller: _Spoke,
+        request_id: str,
+        identity: dict[str, Any],
+        detail: dict[str, Any],
+        now: float,
+        now_ms: float,
+    ) -> list[Effect]:
+        operation = operation_of(detail)
+        roll, stream = flag_of(detail, "all"), flag_of(detail, "stream")
+        spokes = self._spokes(operation, roll is True)
+        call = _Call(caller, request_id, operation, spokes[0].operations[operation].kind, now)
+        if roll:
+            call.missing = []
+        else:
+            call.streaming = call.kind == "subscription" if stream is None else stream
+        window = self._window(call, detail) if call.kind == "subscription" else None
+        timeout = timeout_of(detail, now_ms, self.limits.max_timeout)
+        if timeout is None and not call.streaming:
+            timeout = self.limits.default_timeout
+        parent = self._parent(caller, detail.get("parentRequestId"))
+        self._check_room(caller, spokes)
+        self._open(call, parent, timeout)
+        shared = {"operationId": operation, "input": detail.get("input"), "identity": identity}
+        if timeout is not None:
+            shared["timeoutMs"] = max(1, int(timeout * 1000))
+            shared["deadline"] = int(now_ms + timeout * 1000)
+        if window is not None:
+            shared["credit"] = window
+        return [self._ask(call, spoke, shared, window or 0) for spoke in spokes]
+
+    def _spokes(self, operation: str, roll: bool) -> list[_Spoke]:
+        if not roll:
+            if (spoke := self._offers.pick(operation)) is not None:
+                return [spoke]
+        elif offering := self._offers.all(operation):
+            if spokes := [spoke for spoke in offering if spoke.operations[operation].kind != "subscription"]:
+                return spokes
+            raise Refused("VALIDATION_ERROR", f"{operation} is a subscription: it has no one answer for a roll-call")
+        raise Refused("OPERATION_NOT_FOUND", f"no connected spoke offers {operation[:MAX_SHOWN]}")
+
+    def _window(self, call: _Call, detail: dict[str, Any]) -> int:
+        """How many responses the spoke may send before it needs credit; notes who will give it."""
+        credit = credit_of(detail)
+        if not call.streaming:
+            return 1
+        call.items = True
+        if credit is None:
+            call.auto = credit = self.limits.window
+        return min(credit, self.limits.max_window)
+
+    def _parent(self, caller: _Spoke, id: Any) -> _Leg | None:
+        """The leg that the caller names, if it has it. One that was aborted takes its late children with it."""
+        if id is None:
+            return None
+        if not isinstance(id, str):
+            raise Refused("VALIDATION_ERROR", "parentRequestId is not a string")
+        if id in self._aborted:
+            raise Refused("ABORTED", "the parent call was aborted")
+        return caller.legs.get(id)
+
+    def _check_room(self, caller: _Spoke, spokes: list[_Spoke]) -> None:
+        most = self.limits.in_flight_per_peer
+        if len(caller.calls) >= most and caller.peer != HUB:
+            raise Refused("EXECUTION_ERROR", f"{most} calls of yours are in flight, which is the limit", _RETRYABLE)
+        if self._legs + len(spokes) > self.limits.in_flight:
+            raise Refused("EXECUTION_ERROR", "the hub has as many calls in flight as it may", _RETRYABLE)
+        # A roll-call asks everyone whatever they have to do, and is bounded by the sum above.
+        if len(spokes) == 1 and len(spokes[0].legs) >= most and spokes[0].peer != HUB:
+            raise Refused(
+                "EXECUTION_ERROR", "every spoke that offers it has as many calls in flight as it may", _RETRYABLE
+            )
+
+    def _open(self, call: _Call, parent: _Leg | None, timeout: float | None) -> None:
+        call.caller.calls[call.request_id] = call
+        self._calls += 1
+        if parent is not None:
+            parent.adopt(call)
+        if timeout is not None:
+            self._deadlines.add(call.started + timeout, call, self._calls)
+
+    def _ask(self, call: _Call, spoke: _Spoke, shared: dict[str, Any], allowance: int) -> Send:
+        self._legs_made += 1
+        self._legs += 1
+        id = f"{self._prefix}{self._legs_made}"
+        call.legs[id] = spoke.legs[id] = _Leg(id, call, spoke, allowance)
+        return Send(spoke.peer, "call.requested", {"requestId": id, **shared})
+
+    # How a call goes on and ends
+
+    def _leg(self, peer: Peer, detail: Any, type: str) -> _Leg | None:
+        """The leg that this peer, and no other, was asked under the id it names."""
+        request_id = request_id_of(detail, type)
+        spoke = self._peers.get(peer)
+        leg = spoke.legs.get(request_id) if spoke is not None else None
+        if leg is None:
+            self.stray += 1
+        return leg
+
+    def _item(self, leg: _Leg, now: float, effects: list[Effect]) -> None:
+        """Counts one response of a stream that has just been passed on."""
+        call = leg.call
+        leg.allowance -= 1
+        if call.auto and leg.allowance <= call.auto // 2:
+            _grant(leg, call.auto - leg.allowance, effects)
+        elif leg.allowance < -self.limits.slack:
+            message = f"the spoke sent {self.limits.slack} responses more than it had credit for"
+            self._fail(call, "EXECUTION_ERROR", message, None, now, effects)
+
+    def _fail(self, call: _Call, code: str, message: str, details: Any, now: float, effects: list[Effect]) -> None:
+        """Ends a call by the hub's own word: the caller hears the error, the spokes are told to stop."""
+        effects.append(Send(call.caller.peer, "call.error", error_detail(call.request_id, code, message, details)))
+        self._abort(self._remove(call, code, now, effects), message, now, effects)
+
+    def _leg_failed(self, leg: _Leg, code: str, message: str, details: Any, now: float, effects: list[Effect]) -> None:
+        """A leg has ended with an error, and has no need to be told."""
+        call = leg.call
+        error = error_detail(call.request_id, code, message, details)
+        if call.missing is not None:
+            del error["requestId"]
+            self._roll_answer(leg, {"error": error}, now, effects)
+        else:
+            effects.append(Send(call.caller.peer, "call.error", error))
+            self._answered(call, code if code in CODES else "UNKNOWN_ERROR", now, effects)
+
+    def _roll_answer(self, leg: _Leg, answer: dict[str, Any], now: float, effects: list[Effect]) -> None:
+        call = leg.call
+        answer = {"requestId": call.request_id, **answer, "from": _who(leg.spoke)}
+        effects.append(Send(call.caller.peer, "call.responded", answer))
+        self._roll_drop(leg, now, effects)
+
+    def _roll_drop(self, leg: _Leg, now: float, effects: list[Effect]) -> None:
+        """Takes one leg out of its roll-call, which ends with the last."""
+        call = leg.call
+        del call.legs[leg.id], leg.spoke.legs[leg.id]
+        self._legs -= 1
+        leg.release()
+        if not call.legs:
+            self._roll_end(call, "OK", now, effects)
+
+    def _roll_end(self, call: _Call, code: str, now: float, effects: list[Effect]) -> None:
+        late = [leg.spoke for leg in call.legs.values()]
+        missing = [_who(spoke) for spoke in (*(call.missing or ()), *late)]
+        effects.append(Send(call.caller.peer, "call.completed", {"requestId": call.request_id, "missing": missing}))
+        self._abort(self._remove(call, code, now, effects), "no answer by the deadline", now, effects)
+
+    def _answered(self, call: _Call, code: str, now: float, effects: list[Effect]) -> None:
+        """Ends a call whose spoke has had the last word: calls made under it go on."""
+        for leg in self._remove(call, code, now, effects).values():
+            leg.release()
+
+    def _remove(self, call: _Call, code: str, now: float, effects: list[Effect]) -> dict[str, _Leg]:
+        """Takes a call out of everything, says Ended, and returns its legs to be aborted or released."""
+        call.live = False
+        self._calls -= 1
+        del call.caller.calls[call.request_id]
+        if (parent := call.parent) is not None and parent.children is not None:
+            del parent.children[call]
+            call.parent = None
+        # The call lets go of its legs, so that neither waits for the garbage collector.
+        legs, call.legs = call.legs, {}
+        self._legs -= len(legs)
+        answerer = None
+        for leg in legs.values():
+            del leg.spoke.legs[leg.id]
+            answerer = leg.spoke.peer
+        if call.missing is not None:
+            answerer = None
+        effects.append(Ended(call.operation, call.kind, code, now - call.started, call.caller.peer, answerer))
+        return legs
+
+    def _abort(self, legs: dict[str, _Leg], reason: str, now: float, effects: list[Effect]) -> None:
+        """Tells the spokes of removed legs to stop, and ends the calls made under them. A loop, since a chain of calls
+        may be as long as the table."""
+        ending = list(legs.values())
+        for leg in ending:
+            if leg.spoke.live:
+                effects.append(Send(leg.spoke.peer, "call.aborted", {"requestId": leg.id, "reason": reason}))
+                self._remember_aborted(leg.id)
+            for child in list(leg.children or ()):
+                if child.caller.live:
+                    error = error_detail(child.request_id, "ABORTED", "the parent call was aborted", None)
+                    effects.append(Send(child.caller.peer, "call.error", error))
+                ending += self._remove(child, "ABORTED", now, effects).values()
+
+    def _remember_aborted(self, id: str) -> None:
+        self._aborted[id] = None
+        if len(self._aborted) > MAX_REMEMBERED_ABORTS:
+            del self._aborted[next(iter(self._aborted))]
+
+
+def _grant(leg: _Leg, more: int, effects: list[Effect]) -> None:
+    if more > 0:
+        leg.allowance += more
+        effects.append(Send(leg.spoke.peer, "call.credit", {"requestId": leg.id, "n": more}))
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return type(value) is int and value >= least
+
+
+def _who(spoke: _Spoke) -> dict[str, Any]:
+    return {"id": spoke.node_id, "name": spoke.name}

@@ -1,0 +1,453 @@
+"""The subscriber's side of topics: puts events in order, sees what is missing, and says the truth about it.
+
+Rules:
+1. Per (topic, author, epoch) items leave in rising order, each once. Nothing is kept between authors.
+2. A number leaves the state "missing" in exactly one way: delivered, or named lost. Lost is for ever: an event that
+   comes after its number was given up is counted `late` and not delivered, since its successors may be out already.
+3. In doubt the verdict is worse than the truth, never better. When a bound makes us forget, we forget in that direction:
+   an event that cannot be held back is "not received", ranges that cannot be told apart are merged outward as lost.
+4. A sequence begins at the baseline (`head(baseline=True)`), where ``since`` said, or else at the first event seen. Once
+   `resumed` was called an unknown author begins at 1: what it sent while we were away was ours to get.
+5. An event is *repaired* iff it fills a hole that was known before it came. What a baseline announces to a subscriber that
+   begins in the past (``since``) is not a hole but still to come, unless it has to be asked for.
+
+Not here: the wire, and when to ask (`wanted` and `expire` do it, `next_due` names the time).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
+
+from broker.errors import FrameError
+from broker.protocol.tracker import HELD_TOTAL, MAX_SEQ, PATIENT, Budget, Range, Tracker
+
+__all__ = [
+    "MAX_SEQ",
+    "Origin",
+    "Positions",
+    "Repair",
+    "SequenceLimits",
+    "Sequences",
+    "Since",
+    "Summary",
+    "Verdict",
+    "origin",
+    "parse_since",
+]
+
+TRACKERS: Final = 16_384
+"""A thousand authors on sixteen topics; about 1 KB each while nothing is missing."""
+REPAIRS: Final = 256
+"""Questions of one `wanted`: one batch of small frames. The rest is due at once again."""
+REMEMBERED: Final = 65_536
+"""Sequences put away for lack of trackers, as a position alone; beyond it they are forgotten, and the verdict says so."""
+POSITIONS_BYTES: Final = 512 * 1024
+"""Half a frame. What is left out of a positions object is sent again by the hub and dropped here as a duplicate."""
+MAX_NAME: Final = 128
+"""Characters of an author or epoch from a peer: a NodeId has 64, an epoch 16."""
+_WORDS: Final = 8
+"""Lost ranges spelled out in a verdict's word; the others are in its fields."""
+
+T = TypeVar("T")
+Key = tuple[str, str, str]
+Positions = Mapping[str, Mapping[str, tuple[str, int]]]
+Since = Literal["start"] | int | Positions | None
+
+
+class Origin(NamedTuple):
+    """Who sent an event, and as which of theirs."""
+
+    author: str
+    epoch: str
+    seq: int
+
+
+class Repair(NamedTuple):
+    """A hole to ask for, both ends included."""
+
+    topic: str
+    author: str
+    epoch: str
+    a: int
+    b: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The detail of ``topic.repair`` (and, in the hub's mouth, ``topic.lost``)."""
+        return {"topic": self.topic, "author": self.author, "epoch": self.epoch, "from": self.a, "to": self.b}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What became of one sequence, from ``start`` up to ``known``, the newest number heard of.
+
+    ``received`` events came (and are delivered, or held back behind a hole). ``lost`` and ``missing`` are ranges, both
+    ends included. ``merged`` numbers inside ``lost`` did arrive: there were too many ranges to keep them apart.
+    ``late`` events came after they had been given up.
+    """
+
+    topic: str
+    author: str
+    epoch: str
+    start: int
+    known: int
+    received: int
+    duplicates: int
+    repaired: int
+    late: int
+    lost: tuple[Range, ...]
+    missing: tuple[Range, ...]
+    merged: int = 0
+    unsure: bool = False
+
+    @property
+    def word(self) -> str:
+        """``pending`` while something is missing, else ``lost([a,b],..)``, ``unknown``, ``repaired(n)``, ``complete``.
+
+        ``unknown``: this sequence had been forgotten for lack of room, so nobody can say what came before.
+        """
+        if self.missing:
+            return "pending"
+        if self.lost:
+            more = f",...{len(self.lost) - _WORDS} more" if len(self.lost) > _WORDS else ""
+            return f"lost({','.join(f'[{a},{b}]' for a, b in self.lost[:_WORDS])}{more})"
+        if self.unsure:
+            return "unknown"
+        return f"repaired({self.repaired})" if self.repaired else "complete"
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__} | {"verdict": self.word}
+
+
+class Summary(NamedTuple):
+    """Sums over all sequences of a subscription. ``forgotten``: sequences of which nothing is known any more."""
+
+    sequences: int
+    received: int
+    duplicates: int
+    repaired: int
+    late: int
+    lost: int
+    missing: int
+    forgotten: int
+
+    @property
+    def word(self) -> str:
+        if self.missing:
+            return "pending"
+        if self.lost:
+            return f"lost({self.lost})"
+        if self.forgotten:
+            return "unknown"
+        return f"repaired({self.repaired})" if self.repaired else "complete"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceLimits:
+    trackers: int = TRACKERS
+    remembered: int = REMEMBERED
+    held_total: int = HELD_TOTAL
+
+
+class Sequences(Generic[T]):
+    """All sequences of one subscription. ``T`` is whatever the shell wants back in order.
+
+    It is driven by events (`event`, `run`), what the hub says about them (`head`, `lost`), and time (`wanted`, `expire`
+    at `next_due`). Topic, author, epoch and seq must come from `origin` or be checked alike.
+    """
+
+    def __init__(self, since: Since = None, limits: SequenceLimits | None = None, now: float = 0.0) -> None:
+        self._limits = limits or SequenceLimits()
+        self._trackers: dict[Key, Tracker] = {}
+        self._budget = Budget(self._limits.held_total)
+        self._open: dict[Key, Tracker] = {}
+        self._changed: dict[Key, Tracker] = {}
+        self._base: int | None = None
+        self._put_away: dict[Key, tuple[int, bool]] = {}
+        self._past = Summary(0, 0, 0, 0, 0, 0, 0, 0)
+        if since == "start":
+            self._base = 0
+        elif isinstance(since, int):
+            self._base = max(0, since - 1)
+        elif since is not None:
+            self._base = 0
+            for topic, authors in since.items():
+                for author, (epoch, seq) in authors.items():
+                    self._begin((topic, author, epoch), seq + 1, now)
+
+    def __len__(self) -> int:
+        return len(self._trackers)
+
+    # -- events
+
+    def event(self, topic: str, author: str, epoch: str, seq: int, item: T, now: float) -> list[T]:
+        """One event. Returns what can be delivered now: usually ``[item]``; nothing for a duplicate or behind a hole."""
+        key = (topic, author, epoch)
+        tracker = self._trackers.get(key)
+        if tracker is not None and seq == tracker.next and seq > tracker.top:
+            tracker.next += 1
+            tracker.top += 1
+            tracker.received += 1
+            tracker.touched = now
+            return [item]
+        _check(seq, 1)
+        if tracker is None:
+            tracker = self._first(key, seq, now)
+        out: list[T] = tracker.take(seq, item, now)
+        self._note(key, tracker)
+        return out
+
+    def run(self, topic: str, author: str, epoch: str, first_seq: int, items: list[T], now: float) -> list[T]:
+        """Events ``first_seq``, ``first_seq + 1``, ... of one author: `event` for each, at the price of one."""
+        key = (topic, author, epoch)
+        tracker = self._trackers.get(key)
+        if not items:
+            return []
+        if tracker is None:
+            _check(first_seq, 1)
+            tracker = self._first(key, first_seq, now)
+        end = first_seq + len(items)
+        if tracker.next == tracker.top + 1 and first_seq <= tracker.next < end <= MAX_SEQ:
+            again = tracker.next - first_seq
+            for seq in range(first_seq, tracker.next):
+                tracker.take(seq, None, now)
+            tracker.next, tracker.top = end, end - 1
+            tracker.received += len(items) - again
+            tracker.touched = now
+            return items[again:] if again else items
+        out: list[T] = []
+        for seq, item in enumerate(items, first_seq):
+            out += self.event(topic, author, epoch, seq, item, now)
+        return out
+
+    # -- what the hub says about them
+
+    def head(self, topic: str, author: str, epoch: str, seq: int, now: float, *, baseline: bool = False) -> None:
+        """The author's newest number is ``seq``. ``baseline``: said in answer to the first subscribe."""
+        _check(seq, 0)
+        key = (topic, author, epoch)
+        tracker = self._trackers.get(key)
+        if tracker is not None:
+            tracker.announce(seq, now, now + PATIENT)
+        elif baseline and self._base is None:
+            tracker = self._begin(key, seq + 1, now, heard=seq + 1)
+        else:
+            tracker = self._begin(key, (self._base or 0) + 1, now, heard=seq + 1)
+            if baseline:
+                tracker.catchup = max(seq, tracker.catchup)
+            tracker.announce(seq, now, now + PATIENT)
+        self._note(key, tracker)
+
+    def lost(self, topic: str, author: str, epoch: str, a: int, b: int, now: float) -> list[T]:
+        """Nobody has ``a..b`` any more. Returns the items that waited for it."""
+        _check(a, 1)
+        _check(b, a)
+        key = (topic, author, epoch)
+        tracker = self._trackers.get(key)
+        if tracker is None:
+            tracker = self._first(key, a, now)
+        out: list[T] = tracker.lose(a, b, now)
+        self._note(key, tracker)
+        return out
+
+    def dropped(self, topic: str, author: str, epoch: str, seq: int) -> None:
+        """An item that was given out here was thrown away before its user saw it: named lost."""
+        key = (topic, author, epoch)
+        if (tracker := self._trackers.get(key)) is not None:
+            tracker.drop(seq)
+            self._note(key, tracker)
+
+    # -- connection and time
+
+    def resumed(self, now: float) -> None:
+        """Call at every reconnect, before the hub's answers to the new subscribe (with `positions`) are handled."""
+        if self._base is None:
+            self._base = 0
+        for tracker in self._open.values():
+            tracker.patient(now + PATIENT)
+
+    def positions(self, max_bytes: int = POSITIONS_BYTES) -> dict[str, dict[str, tuple[str, int]]]:
+        """The ``since`` object: up to where each author is settled. The oldest epoch with a hole speaks for its author."""
+        chosen: dict[tuple[str, str], tuple[str, Tracker]] = {}
+        for (topic, author, epoch), tracker in self._trackers.items():
+            known = chosen.get((topic, author))
+            if known is None or not known[1].holes:
+                chosen[topic, author] = (epoch, tracker)
+        found: dict[str, dict[str, tuple[str, int]]] = {}
+        for (topic, author), (epoch, tracker) in chosen.items():
+            max_bytes -= len(author) + len(epoch) + 32 + (0 if topic in found else len(topic) + 8)
+            if max_bytes < 0:
+                break
+            found.setdefault(topic, {})[author] = (epoch, tracker.next - 1)
+        return found
+
+    def wanted(self, now: float) -> list[Repair]:
+        """The holes to ask for now: a gap at once, an announced one after a second, then at growing intervals."""
+        repairs: list[Repair] = []
+        for key, tracker in self._open.items():
+            room = REPAIRS - len(repairs)
+            if not room:
+                break
+            repairs += (Repair(*key, a, b) for a, b in tracker.ask(now, room))
+        return repairs
+
+    def expire(self, now: float) -> list[T]:
+        """Give up holes that were asked for in vain: they are lost. Returns the items that waited for them."""
+        out: list[T] = []
+        for key, tracker in list(self._open.items()):
+            out += tracker.expire(now)
+            self._note(key, tracker)
+        return out
+
+    def next_due(self) -> float | None:
+        """When `wanted` and `expire` have something to do."""
+        return min((due for one in self._open.values() if (due := one.due()) is not None), default=None)
+
+    # -- the truth
+
+    def verdict(self, topic: str, author: str, epoch: str) -> Verdict | None:
+        key = (topic, author, epoch)
+        tracker = self._trackers.get(key)
+        return None if tracker is None else _verdict(key, tracker)
+
+    def verdicts(self) -> list[Verdict]:
+        return [_verdict(key, tracker) for key, tracker in self._trackers.items()]
+
+    def changed(self) -> list[Verdict]:
+        """The verdicts whose word is another than when this was last called."""
+        found: list[Verdict] = []
+        for key, tracker in self._changed.items():
+            verdict = _verdict(key, tracker)
+            if verdict.word != tracker.told:
+                tracker.told = verdict.word
+                found.append(verdict)
+        self._changed.clear()
+        return found
+
+    def summary(self) -> Summary:
+        sums = self._past
+        for tracker in self._trackers.values():
+            sums = _sum(sums, tracker)
+        return sums
+
+    # -- trackers
+
+    def _first(self, key: Key, seq: int, now: float) -> Tracker:
+        """A sequence of which the number ``seq`` is the first that is heard."""
+        return self._begin(key, seq if self._base is None else self._base + 1, now, heard=seq)
+
+    def _begin(self, key: Key, start: int, now: float, *, heard: int = 1) -> Tracker:
+        if len(self._trackers) >= self._limits.trackers:
+            self._make_room()
+        sure = True
+        if (known := self._put_away.pop(key, None)) is not None:
+            start, sure = known
+        elif self._past.forgotten and heard > 1:
+            # It may be one of the forgotten: what came before may be out already, so it is neither asked for nor judged.
+            start, sure = max(start, heard), False
+        tracker = self._trackers[key] = Tracker(start, self._budget, now)
+        tracker.unsure = not sure
+        self._changed[key] = tracker
+        return tracker
+
+    def _make_room(self) -> None:
+        """A sixteenth goes at once, so that sorting is rare. Whole ones first, the longest idle first."""
+        order = sorted(self._trackers, key=lambda key: (key in self._open, self._trackers[key].touched))
+        for key in order[: max(1, len(order) // 16)]:
+            tracker = self._trackers.pop(key)
+            self._open.pop(key, None)
+            self._changed.pop(key, None)
+            self._budget.left += len(tracker.held)
+            self._past = _sum(self._past, tracker, past=True)
+            self._put_away[key] = (tracker.next, not (tracker.lost or tracker.unsure))
+        while len(self._put_away) > self._limits.remembered:
+            del self._put_away[next(iter(self._put_away))]
+            self._past = self._past._replace(forgotten=self._past.forgotten + 1)
+
+    def _note(self, key: Key, tracker: Tracker) -> None:
+        self._changed[key] = tracker
+        if tracker.holes:
+            self._open[key] = tracker
+        else:
+            self._open.pop(key, None)
+
+
+def _verdict(key: Key, tracker: Tracker) -> Verdict:
+    topic, author, epoch = key
+    return Verdict(
+        topic=topic,
+        author=author,
+        epoch=epoch,
+        start=tracker.start,
+        known=max(tracker.top, tracker.beyond),
+        received=tracker.received,
+        duplicates=tracker.duplicates,
+        repaired=tracker.repaired,
+        late=tracker.late,
+        lost=tuple(tracker.lost),
+        missing=tracker.missing(),
+        merged=tracker.merged,
+        unsure=tracker.unsure,
+    )
+
+
+def _sum(sums: Summary, tracker: Tracker, *, past: bool = False) -> Summary:
+    """``sums`` and one tracker. Of one put away only what is settled counts: the rest comes, or is lost, anew."""
+    return Summary(
+        sequences=sums.sequences + (not past),
+        received=sums.received + tracker.received - (len(tracker.held) if past else 0),
+        duplicates=sums.duplicates + tracker.duplicates,
+        repaired=sums.repaired + tracker.repaired,
+        late=sums.late + tracker.late,
+        lost=sums.lost + _size(tracker.lost) - tracker.merged,
+        missing=sums.missing + (0 if past else _size(tracker.missing())),
+        forgotten=sums.forgotten,
+    )
+
+
+def _size(ranges: list[Range] | tuple[Range, ...]) -> int:
+    return sum(b - a + 1 for a, b in ranges)
+
+
+def _check(seq: int, least: int) -> None:
+    if type(seq) is not int or not least <= seq <= MAX_SEQ:
+        raise FrameError(f"sequence number {seq!r} is not an integer from {least} to {MAX_SEQ}", close_code=24)
+
+
+def origin(meta: Mapping[str, Any] | None) -> Origin | None:
+    """Author, epoch and seq of a message's ``meta``; None when it has none (an upstream peer).
+
+    FrameError when it has some of them, or something that cannot be one: taken for no meta it would get a second number.
+    """
+    if meta is None or not ("author" in meta or "epoch" in meta or "seq" in meta):
+        return None
+    author, epoch, seq = meta.get("author"), meta.get("epoch"), meta.get("seq")
+    if not (_is_name(author) and _is_name(epoch) and type(seq) is int and 1 <= seq <= MAX_SEQ):
+        raise FrameError("meta: author and epoch are strings, seq an integer from 1", close_code=24)
+    return Origin(author, epoch, seq)  # type: ignore[arg-type]
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME
+
+
+def parse_since(value: Any) -> Since:
+    """The ``since`` of a ``__subscribe``; FrameError when it is none of its four forms."""
+    if value is None or value == "start":
+        return value  # type: ignore[no-any-return]
+    if type(value) is int and 0 <= value <= MAX_SEQ:
+        return value
+    if isinstance(value, dict):
+        return {topic: _authors(authors) for topic, authors in value.items()}
+    raise FrameError("since: null, 'start', a number from 0, or {topic: {author: [epoch, seq]}}", close_code=24)
+
+
+def _authors(authors: Any) -> dict[str, tuple[str, int]]:
+    if isinstance(authors, dict):
+        found = {author: tuple(at) for author, at in authors.items() if isinstance(at, (list, tuple))}
+        if len(found) == len(authors) and all(
+            len(at) == 2 and _is_name(at[0]) and type(at[1]) is int and 0 <= at[1] <= MAX_SEQ for at in found.values()
+        ):
+            return found  # type: ignore[return-value]
+    raise FrameError("since: positions are {topic: {author: [epoch, seq]}}", close_code=24)

@@ -1,0 +1,268 @@
+"""Keeps one connection to the hub: dials, waits for the hub's word, and dials again when it is gone.
+
+The link is the endpoint's handler (border.py). It decodes frames and passes each message to whoever registered for its type; it
+knows nothing of calls or topics. Attempts are spaced with full jitter. A spoke that is dialled (``accept``) waits
+for the hub instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+from broker import _gossip_ext as ext
+from broker.border import attach
+from broker.errors import Closed, ConnectError, ConnectionLost, FrameError, Refused, Unreachable
+from broker.protocol.codec import Message, decode, encode
+from broker.protocol.ticket import Ticket
+from broker.protocol.wire import CloseCode
+from broker.spoke.options import SpokeOptions
+
+__all__ = ["Link"]
+
+log = logging.getLogger("broker.spoke")
+
+REGISTER_TIMEOUT = 10.0
+"""A hub that took the connection says hub.register within this time, or the connection counts as failed."""
+
+Receiver = Callable[[Any], None]
+
+
+class Link:
+    """One connection at a time. ``up`` and ``down`` are called as it comes and goes; ``receivers`` by message type."""
+
+    def __init__(self, *, secret: bytes, options: SpokeOptions, registration: Callable[[], dict[str, Any]]) -> None:
+        self._secret, self._options, self._registration = secret, options, registration
+        self.receivers: dict[str, Receiver] = {}
+        self.on_event: Callable[[Message], None] = lambda _message: None
+        self.on_up: Callable[[Any], None] = lambda _hub_registration: None
+        self.on_down: Callable[[], None] = lambda: None
+        self.on_drained: Callable[[], None] = lambda: None
+        self.on_batch: Callable[[], None] = lambda: None
+        self.endpoint: ext.Endpoint | None = None
+        self.hub_node_id = ""
+        self.connects = 0
+        self.disconnects = 0
+        self._conn: int | None = None
+        self._registered = False
+        self._change = asyncio.Event()
+        self._failure: ConnectError | None = None
+        self._token = 0
+        self._keeper: asyncio.Task[None] | None = None
+        self._detach: Callable[[], None] = lambda: None
+        self._closing = False
+
+    # Life.
+
+    def bind(self, *, loopback: bool) -> None:
+        """Opens the endpoint. Raises BindError."""
+        if self.endpoint is None:
+            address = self._options.bind or ("127.0.0.1:0" if loopback else "0.0.0.0:0")
+            self.endpoint = ext.Endpoint.bind(
+                self._secret,
+                bind=address,
+                accept=self._options.accept,
+                open=self._options.accept,
+                max_frame_bytes=self._options.max_frame_bytes,
+            )
+            self._detach = attach(self.endpoint, self)
+
+    def keep(self, ticket: Ticket) -> None:
+        """From now on there is a connection to the ticket's hub, as far as the network lets."""
+        self._keeper = asyncio.create_task(self._keep(ticket), name="broker-link")
+
+    @property
+    def up(self) -> bool:
+        """Connected, and the hub has registered."""
+        return self._registered
+
+    async def wait_up(self, timeout: float | None) -> None:
+        """Returns when up. Raises what the first attempt failed with: Refused, Unreachable, or ConnectError at the deadline."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not self._registered:
+                    self._raise_if_over()
+                    await self._changed()
+        except TimeoutError:
+            raise self._failure or Unreachable(
+                f"the hub did not answer within {timeout} s; is it running, and does the ticket have its current address?"
+            ) from None
+
+    def _raise_if_over(self) -> None:
+        if self._closing:
+            raise Closed("the spoke was closed")
+        if isinstance(self._failure, Refused):
+            raise self._failure
+
+    async def wait_down(self) -> None:
+        """Returns when the connection is gone, or was never there."""
+        while self._registered:
+            await self._changed()
+
+    async def wait_closed(self) -> None:
+        """Returns after :meth:`close`, or raises Refused when the hub will not have this spoke."""
+        while not self._closing:
+            if isinstance(self._failure, Refused) and not self.connects:
+                raise self._failure
+            await self._changed()
+
+    async def close(self) -> None:
+        self._closing = True
+        self._signal()
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        if self.endpoint is not None:
+            if self._conn is not None:
+                self.endpoint.close_connection(self._conn, CloseCode.NORMAL, "closed by the spoke")
+            self._detach()
+            endpoint, self.endpoint = self.endpoint, None
+            endpoint.close()
+            self._forget()
+
+    # Sending.
+
+    def send(self, type: str, detail: Any) -> bool:
+        """One control message or call, before all topics. False when there is no connection or its queue is full."""
+        return self.send_calls([encode(type, detail)])
+
+    def send_calls(self, frames: list[bytes]) -> bool:
+        return self._conn is not None and self.endpoint is not None and self.endpoint.send(self._conn, frames, ext.CALLS)
+
+    def send_topics(self, frames: list[bytes]) -> bool:
+        return self._conn is not None and self.endpoint is not None and self.endpoint.send(self._conn, frames, ext.TOPICS)
+
+    def fail(self, error: FrameError) -> None:
+        """Ends the connection: the peer broke the rules."""
+        if self._conn is not None and self.endpoint is not None:
+            log.warning("the hub broke the protocol: %s", error)
+            self.endpoint.close_connection(self._conn, error.close_code, str(error))
+
+    def stats(self) -> ext.ConnectionStats | None:
+        return self.endpoint.stats(self._conn) if self.endpoint is not None and self._conn is not None else None
+
+    # What the border tells (broker.border.Handler).
+
+    def opened(self, conn: int, node_id: str, incoming: bool, token: int) -> None:
+        assert self.endpoint is not None
+        if self._conn is not None or (not incoming and token != self._token):
+            self.endpoint.close_connection(conn, CloseCode.NORMAL, "this spoke has a hub already")
+            return
+        self._conn, self.hub_node_id = conn, node_id
+        self.send("hub.register", self._registration())
+        self._signal()
+
+    def frames(self, conn: int, frames: list[bytes]) -> None:
+        if conn != self._conn:
+            return
+        receivers, on_event = self.receivers, self.on_event
+        try:
+            for frame in frames:
+                message = decode(frame)
+                receiver = receivers.get(message.type)
+                if receiver is None:
+                    on_event(message)
+                else:
+                    receiver(message.detail)
+        except FrameError as error:
+            self.fail(error)
+
+    def closed(self, conn: int, code: int | None, reason: str, remote: bool) -> None:
+        if conn != self._conn:
+            return
+        if remote and code in (CloseCode.NOT_ADMITTED, CloseCode.BANNED, CloseCode.KICKED):
+            self._failure = Refused(
+                f"the hub refused this spoke: {reason} (code {code}); its NodeId is {self._node_id()}: "
+                "ask whoever runs the hub to admit it",
+                close_code=code or 0,
+                reason=reason,
+            )
+        else:
+            self._failure = ConnectionLost(f"the connection to the hub ended: {reason}", close_code=code, reason=reason)
+        self._forget()
+
+    def drained(self, conn: int) -> None:
+        if conn == self._conn:
+            self.on_drained()
+
+    def dial_failed(self, token: int, kind: str, code: int | None, message: str) -> None:
+        if token != self._token:
+            return
+        if kind == "refused":
+            self._failure = Refused(f"the hub refused this spoke: {message}", close_code=code or 0, reason=message)
+        else:
+            self._failure = Unreachable(f"the hub did not answer: {message}; is it running, and is the ticket its current one?")
+        self._token = -1
+        self._signal()
+
+    def datagram(self, conn: int, payload: bytes) -> None:
+        with contextlib.suppress(FrameError):  # a datagram is a hint; a bad one is not worth the connection
+            if conn == self._conn:
+                self.on_event(decode(payload))
+
+    def batch_done(self, size: int) -> None:
+        self.on_batch()
+
+    def registered(self, hub_registration: Any) -> None:
+        """The hub has said hub.register: the connection is good."""
+        if not self._registered:
+            self._registered, self._failure = True, None
+            self.connects += 1
+            self.on_up(hub_registration)
+            self._signal()
+
+    # Inside.
+
+    def _node_id(self) -> str:
+        return self.endpoint.node_id if self.endpoint is not None else "unknown"
+
+    def _forget(self) -> None:
+        was_up, self._registered, self._conn = self._registered, False, None
+        if was_up:
+            self.disconnects += 1
+            self.on_down()
+        self._signal()
+
+    def _signal(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
+
+    async def _changed(self) -> None:
+        await self._change.wait()
+
+    async def _keep(self, ticket: Ticket) -> None:
+        attempt = 0
+        while True:
+            if await self._attempt(ticket):
+                attempt = 0
+                while self._conn is not None:
+                    await self._changed()
+            most = min(self._options.backoff_first * 2**attempt, self._options.backoff_most)
+            attempt = min(attempt + 1, 16)  # 2**16 is far over any bound; keeps the number small
+            await asyncio.sleep(random.uniform(0, most))
+
+    async def _attempt(self, ticket: Ticket) -> bool:
+        """Dials once. True when the hub has registered."""
+        assert self.endpoint is not None
+        self._token = token = random.getrandbits(62)
+        self.endpoint.dial(
+            token, ticket.node_id, list(ticket.addrs), list(ticket.relays), timeout=self._options.dial_timeout
+        )
+        try:
+            async with asyncio.timeout(self._options.dial_timeout + REGISTER_TIMEOUT):
+                while self._token == token and self._conn is None:
+                    await self._changed()
+                while self._conn is not None and not self._registered:
+                    await self._changed()
+        except TimeoutError:
+            if self._conn is not None:
+                self.endpoint.close_connection(self._conn, CloseCode.NORMAL, "no hub.register in time")
+                self._forget()
+            self._failure = Unreachable("the hub took the connection and then said nothing")
+            self._token = -1
+        return self._registered

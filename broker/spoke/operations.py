@@ -1,0 +1,123 @@
+"""Typed operations: a Python function becomes an operation with a JSON Schema, a checked input and a JSON output.
+
+The schema comes from the type hints through pydantic. Not here: when a handler runs (answers.py).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+
+from broker.errors import ValidationFailed
+from broker.protocol.registration import Operation
+
+__all__ = ["Call", "Handler", "Offer", "typed"]
+
+Kind = Literal["query", "mutation", "subscription"]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a handler may know about the call that it answers."""
+
+    request_id: str
+    operation: str
+    identity: dict[str, Any]
+    """Stamped by the hub: ``id`` (the caller's NodeId), ``scopes``, ``resources``."""
+
+
+Handler = Callable[[Any, Call], Awaitable[Any]] | Callable[[Any, Call], AsyncIterator[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An operation and what answers it. ``handler(input, call)`` gives an output, or an async iterator of them for a
+    subscription; both are plain JSON values."""
+
+    operation: Operation
+    handler: Handler
+
+    @property
+    def streams(self) -> bool:
+        return self.operation.kind == "subscription"
+
+
+def typed(
+    function: Callable[..., Any], id: str, *, kind: Kind | None = None, description: str | None = None
+) -> Offer:
+    """An offer from a function's signature. A parameter named ``call`` gets the :class:`Call`; every other one is a key
+    of the input object. TypeError when a parameter cannot be a JSON key."""
+    signature = inspect.signature(function)
+    hints = get_type_hints(function, include_extras=True)
+    fields = {name: _field(function, parameter, hints) for name, parameter in signature.parameters.items() if name != "call"}
+    wants_call = "call" in signature.parameters
+    streams = inspect.isasyncgenfunction(function)
+    model = create_model(f"{id} input", __config__=ConfigDict(extra="forbid"), **fields)  # type: ignore[call-overload]
+    output = TypeAdapter(_output_type(hints.get("return", Any), streams=streams))
+    operation = Operation(
+        id=id,
+        kind=kind or ("subscription" if streams else "mutation"),
+        description=description or inspect.getdoc(function),
+        input_schema=model.model_json_schema(),
+        output_schema=output.json_schema() if "return" in hints else None,
+    )
+    if streams != (operation.kind == "subscription"):
+        raise TypeError(f"{id}: an async generator is a subscription, and only that is")
+    arguments = _Arguments(model, wants_call)
+    return Offer(operation, _streaming(function, arguments, output) if streams else _single(function, arguments, output))
+
+
+def _field(function: Callable[..., Any], parameter: inspect.Parameter, hints: dict[str, Any]) -> tuple[Any, Any]:
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+        raise TypeError(f"{function.__qualname__}: {parameter} cannot be a key of a JSON object; name each parameter")
+    default = ... if parameter.default is parameter.empty else parameter.default
+    return hints.get(parameter.name, Any), default
+
+
+def _output_type(hint: Any, *, streams: bool) -> Any:
+    return (get_args(hint) or (Any,))[0] if streams else hint
+
+
+@dataclass(frozen=True, slots=True)
+class _Arguments:
+    """Turns an input into keyword arguments, or says where it does not fit."""
+
+    model: type[BaseModel]
+    wants_call: bool
+
+    def read(self, input: Any, call: Call) -> dict[str, Any]:
+        try:
+            checked = self.model.model_validate({} if input is None else input)
+        except ValidationError as error:
+            where = error.errors(include_url=False, include_context=False, include_input=False)
+            first = where[0]
+            place = ".".join(str(part) for part in first["loc"]) or "input"
+            raise ValidationFailed(f"{call.operation}: {place}: {first['msg']}", details=where) from None
+        arguments = {name: getattr(checked, name) for name in self.model.model_fields}
+        if self.wants_call:
+            arguments["call"] = call
+        return arguments
+
+
+def _single(function: Callable[..., Any], arguments: _Arguments, output: TypeAdapter[Any]) -> Handler:
+    is_async = inspect.iscoroutinefunction(function)
+
+    async def handler(input: Any, call: Call) -> Any:
+        result = function(**arguments.read(input, call))
+        if is_async:
+            result = await result
+        return output.dump_python(result, mode="json")
+
+    return handler
+
+
+def _streaming(function: Callable[..., Any], arguments: _Arguments, output: TypeAdapter[Any]) -> Handler:
+    async def handler(input: Any, call: Call) -> AsyncIterator[Any]:
+        async for item in function(**arguments.read(input, call)):
+            yield output.dump_python(item, mode="json")
+
+    return handler

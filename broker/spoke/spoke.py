@@ -1,0 +1,312 @@
+"""A spoke: offers operations, asks for others', publishes and subscribes, over one connection that it keeps alive.
+
+This file joins the parts and is what a program holds; each part has a file of its own: link (the connection), calls (asking),
+answers (answering), publisher and subscriptions (topics), operations (typed functions).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from broker import _gossip_ext as ext
+from broker.errors import FrameError
+from broker.events import Event
+from broker.protocol.registration import Operation, Registration, parse, to_detail
+from broker.protocol.routing import check_pattern
+from broker.protocol.ticket import Ticket
+from broker.protocol.wire import PROTOCOL_VERSION
+from broker.spoke.answers import Answers, current_call
+from broker.spoke.calls import Calls, RollCall
+from broker.spoke.link import Link
+from broker.spoke.operations import Handler, Kind, Offer, typed
+from broker.spoke.options import SpokeOptions
+from broker.spoke.publisher import Published, Publisher
+from broker.spoke.subscription import Policy, Since, Subscription
+from broker.spoke.subscriptions import Subscriptions
+
+__all__ = ["Spoke", "connect"]
+
+log = logging.getLogger("broker.spoke")
+
+CAPABILITIES = ("topic.ack", "topic.repair", "call.credit")
+DEFAULT_TIMEOUT = 30.0
+
+Listener = Callable[[Event], Awaitable[None]]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Spoke:
+    """One identity with its operations and listeners. Use :meth:`run` to serve, or :func:`connect` for a session."""
+
+    def __init__(
+        self, name: str | None = None, *, secret: bytes | None = None, options: SpokeOptions | None = None
+    ) -> None:
+        self.name = name
+        self.options = options or SpokeOptions()
+        self._offers: dict[str, Offer] = {}
+        self._listeners: list[tuple[str, Listener]] = []
+        self._listening: list[asyncio.Task[None]] = []
+        self._link = Link(
+            secret=secret or ext.generate_secret(), options=self.options, registration=self._registration
+        )
+        self._calls = Calls(self._link.send)
+        self._answers = Answers(self._offers, self._link.send)
+        self._publisher = Publisher(
+            send=self._link.send_topics,
+            send_control=self._link.send,
+            clock_ms=lambda: time.time_ns() // 1_000_000,
+            max_frame_bytes=self.options.max_frame_bytes,
+        )
+        self._subscriptions = Subscriptions(self._link.send)
+        self._wire()
+
+    def _wire(self) -> None:
+        link, calls, answers = self._link, self._calls, self._answers
+        for type in ("call.responded", "call.completed", "call.error"):
+            link.receivers[type] = _typed_receiver(calls.receive, type)
+        for type in ("call.requested", "call.aborted", "call.credit"):
+            link.receivers[type] = _typed_receiver(answers.receive, type)
+        link.receivers["hub.register"] = link.registered
+        link.receivers["hub.error"] = self._on_complaint
+        link.receivers["topic.ack"] = self._on_ack
+        link.receivers["topic.head"] = self._subscriptions.on_head
+        link.receivers["topic.lost"] = self._subscriptions.on_lost
+        link.on_event = self._subscriptions.on_event
+        link.on_batch = self._subscriptions.on_batch
+        link.on_drained = self._publisher.drained
+        link.on_up = self._on_up
+        link.on_down = self._on_down
+
+    # Declaring.
+
+    def operation(
+        self, id: str, *, kind: Kind | None = None, description: str | None = None
+    ) -> Callable[[F], F]:
+        """Decorator: the function answers calls of ``id``. Its type hints give the schemas; an async generator is a
+        subscription."""
+
+        def declare(function: F) -> F:
+            self._add(typed(function, id, kind=kind, description=description))
+            return function
+
+        return declare
+
+    def offer(
+        self,
+        id: str,
+        handler: Handler,
+        *,
+        kind: Kind = "mutation",
+        description: str | None = None,
+        input_schema: dict[str, Any] | None = None,
+    ) -> None:
+        """``handler(input, call)`` answers calls of ``id``, input and output as they are on the wire."""
+        self._add(Offer(Operation(id=id, kind=kind, description=description, input_schema=input_schema), handler))
+
+    def on(self, pattern: str) -> Callable[[Listener], Listener]:
+        """Decorator: the coroutine function gets every event whose topic matches, one at a time."""
+        check_pattern(pattern)
+
+        def declare(listener: Listener) -> Listener:
+            if not inspect.iscoroutinefunction(listener):
+                raise TypeError(f"a listener is an async function; {listener!r} is not")
+            self._listeners.append((pattern, listener))
+            return listener
+
+        return declare
+
+    def _add(self, offer: Offer) -> None:
+        if offer.operation.id in self._offers:
+            raise ValueError(f"{offer.operation.id} is offered already")
+        self._offers[offer.operation.id] = offer
+        if self._link.up:
+            self._link.send("hub.register", self._registration())
+
+    # Life.
+
+    @property
+    def node_id(self) -> str:
+        """This spoke's identity; empty before it has started."""
+        return self._link.endpoint.node_id if self._link.endpoint is not None else ""
+
+    @property
+    def hub_node_id(self) -> str:
+        return self._link.hub_node_id
+
+    @property
+    def connected(self) -> bool:
+        return self._link.up
+
+    def start(self, ticket: str | Ticket) -> None:
+        """Begins to connect, and from then on stays connected as far as the network lets. Inside a running loop."""
+        parsed = ticket if isinstance(ticket, Ticket) else Ticket.decode(ticket)
+        self._link.bind(loopback=all(address.startswith(("127.", "[::1]")) for address in parsed.addrs))
+        self._began()
+        self._link.keep(parsed)
+
+    def listen(self) -> Ticket:
+        """Waits to be dialled instead (options.accept). Returns the ticket for ``broker hub --dial``."""
+        self._link.bind(loopback=True)
+        self._began()
+        endpoint = self._link.endpoint
+        assert endpoint is not None
+        return Ticket(node_id=endpoint.node_id, addrs=tuple(endpoint.addrs()), relays=tuple(endpoint.relay_urls()))
+
+    def _began(self) -> None:
+        self._publisher.identify(self.node_id)
+        self._listening = [
+            asyncio.create_task(self._listen(pattern, listener), name=f"broker-on-{pattern}")
+            for pattern, listener in self._listeners
+        ]
+
+    async def run(self, ticket: str | Ticket) -> None:
+        """Serves until :meth:`close`; connects again for ever. Raises Refused when the hub will not have this spoke."""
+        self.start(ticket)
+        try:
+            await self._link.wait_closed()
+        finally:
+            await self.close()
+
+    async def wait_connected(self, timeout: float | None = None) -> None:
+        """Raises what stands in the way at the deadline: Refused, Unreachable."""
+        await self._link.wait_up(timeout)
+
+    async def drain(self, timeout: float) -> int:
+        """Finishes the calls being answered. Returns how many were cancelled at the deadline."""
+        return await self._answers.finish(timeout)
+
+    async def close(self) -> None:
+        for task in self._listening:
+            task.cancel()
+        await asyncio.gather(*self._listening, return_exceptions=True)
+        self._listening = []
+        self._subscriptions.fail_all()
+        self._answers.lost()
+        await self._link.close()
+
+    # Asking, publishing, subscribing.
+
+    async def call(self, operation: str, input: Any = None, *, timeout: float = DEFAULT_TIMEOUT) -> Any:
+        """The output. Raises CallError with the remote's code; CallTimeout after ``timeout`` seconds."""
+        return await self._calls.call(operation, input, timeout=timeout, parent=_parent())
+
+    def stream(
+        self, operation: str, input: Any = None, *, timeout: float | None = None, window: int = 256
+    ) -> AsyncIterator[Any]:
+        """The outputs of a subscription operation. At most ``window`` are under way unread. Without a timeout it lives as
+        long as both its ends are connected."""
+        return self._calls.stream(
+            operation, input, timeout=timeout, window=window, parent=_parent()
+        )
+
+    async def roll_call(self, operation: str, input: Any = None, *, timeout: float = 1.0) -> RollCall:
+        """One answer from each spoke that offers ``operation``, and the names of those that did not answer in time."""
+        return await self._calls.roll_call(operation, input, timeout=timeout, parent=_parent())
+
+    async def publish(
+        self, topic: str, detail: Any = None, *, carrier: str = "auto", timeout: float | None = None
+    ) -> Published:
+        """The event's place in this author's sequence. Waits, at most ``timeout`` s, while the buffer is full."""
+        if carrier not in ("auto", "stream"):
+            raise ValueError(f"carrier {carrier!r} is not there yet; 'auto' and 'stream' are")
+        return await self._publisher.publish(topic, detail, timeout=timeout)
+
+    async def flush(self, timeout: float | None = DEFAULT_TIMEOUT) -> None:
+        """Returns when the hub has acknowledged everything published. CallTimeout names what is still open."""
+        await self._publisher.flush(timeout)
+
+    def subscribe(
+        self, *patterns: str, since: Since = None, policy: Policy = "block", patience: float = 2.0
+    ) -> Subscription:
+        """Events whose topic matches, from now on, from ``"start"`` or from a seq."""
+        if not patterns:
+            raise ValueError("subscribe to at least one pattern")
+        return Subscription(
+            patterns,
+            since=since,
+            policy=policy,
+            patience=patience,
+            bound=self.options.subscription_events,
+            owner=self._subscriptions,
+        )
+
+    def stats(self) -> ext.ConnectionStats | None:
+        """A reading of the connection; None while there is none."""
+        return self._link.stats()
+
+    # Inside.
+
+    def _registration(self) -> dict[str, Any]:
+        return to_detail(
+            Registration(
+                operations=tuple(offer.operation for offer in self._offers.values()),
+                name=self.name,
+                topics=tuple(pattern for pattern, _ in self._listeners),
+                protocol=PROTOCOL_VERSION,
+                capabilities=CAPABILITIES,
+            )
+        )
+
+    def _on_up(self, hub_registration: Any) -> None:
+        capabilities = parse(hub_registration, from_hub=True).capabilities
+        self._subscriptions.on_up()
+        self._publisher.connected(acknowledges="topic.ack" in capabilities)
+
+    def _on_down(self) -> None:
+        self._subscriptions.on_down()
+        self._publisher.disconnected()
+        self._calls.lost()
+        self._answers.lost()
+
+    def _on_ack(self, detail: Any) -> None:
+        if not isinstance(detail, dict) or type(detail.get("seq")) is not int:
+            raise FrameError("topic.ack needs topic, epoch and seq", close_code=24)
+        self._publisher.acknowledged(str(detail.get("topic")), str(detail.get("epoch")), detail["seq"])
+
+    def _on_complaint(self, detail: Any) -> None:
+        if isinstance(detail, dict):
+            log.warning("the hub says %s: %s", detail.get("code"), detail.get("message"))
+            if isinstance(about := detail.get("about"), str):
+                self._publisher.refused(about, f"{detail.get('code')}: {detail.get('message')}")
+
+    async def _listen(self, pattern: str, listener: Listener) -> None:
+        async with self.subscribe(pattern) as events:
+            async for event in events:
+                try:
+                    await listener(event)
+                except Exception:
+                    log.exception("the listener of %s failed on an event; it goes on with the next", pattern)
+
+
+def _typed_receiver(receive: Callable[[str, Any], None], type: str) -> Callable[[Any], None]:
+    return lambda detail: receive(type, detail)
+
+
+def _parent() -> str | None:
+    call = current_call.get()
+    return call.request_id if call is not None else None
+
+
+@asynccontextmanager
+async def connect(
+    ticket: str | Ticket,
+    *,
+    name: str | None = None,
+    secret: bytes | None = None,
+    timeout: float | None = 10.0,
+    options: SpokeOptions | None = None,
+) -> AsyncIterator[Spoke]:
+    """A connected spoke for the time of the block. Raises Unreachable, Refused, TicketError."""
+    spoke = Spoke(name, secret=secret, options=options)
+    try:
+        spoke.start(ticket)
+        await spoke.wait_connected(timeout)
+        yield spoke
+    finally:
+        await spoke.close()

@@ -1,0 +1,255 @@
+"""A subscription: patterns, a bounded queue, and the truth about what is missing from it.
+
+Arriving events pass the sequence tracker (protocol/sequence.py), which drops duplicates and knows holes, and wait in the queue
+until the program reads them. A program that does not keep up meets the policy it chose:
+
+* ``block``: the hub is asked to pause; it holds publishers back for as long as ``patience`` allows. What is still under way is
+  taken up to a hard bound; beyond it events are left out, which the tracker sees as a hole and asks for again.
+* ``drop_oldest``: the oldest unread event makes room and is named lost.
+* ``disconnect``: the subscription ends with SlowConsumer once what it holds has been read.
+
+Not here: the wire (link.py) and other subscriptions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+from broker.errors import BrokerError, SlowConsumer
+from broker.events import Event
+from broker.protocol.sequence import Repair, Sequences, Verdict
+
+__all__ = ["Policy", "Since", "Subscription"]
+
+Policy = Literal["block", "drop_oldest", "disconnect"]
+Since = Literal["start"] | int | None
+
+HARD_BOUND = 8
+"""Times ``subscription_events`` that a paused queue still takes: what the hub's lane, QUIC's window and the inbox can
+hold of small events between the request to pause and its effect."""
+
+
+class Owner(Protocol):
+    """What a subscription asks of the spoke that it belongs to."""
+
+    @property
+    def connected(self) -> bool: ...
+    def begin(self, subscription: Subscription) -> None:
+        """From now on it is told what arrives; the hub hears of its patterns."""
+
+    def end(self, subscription: Subscription) -> None: ...
+    def pause(self, subscription: Subscription) -> None: ...
+    def resume(self, subscription: Subscription, *, again: bool) -> None:
+        """``again``: events were left out, so the hub is to start from the subscription's positions."""
+
+
+class Subscription:
+    """``async with spoke.subscribe(...) as events: async for event in events: ...``"""
+
+    def __init__(
+        self,
+        patterns: tuple[str, ...],
+        *,
+        since: Since,
+        policy: Policy,
+        patience: float,
+        bound: int,
+        owner: Owner,
+    ) -> None:
+        self.patterns, self.since, self.policy, self.patience = patterns, since, policy, patience
+        self._owner = owner
+        self._bound = bound
+        self._queue: deque[Event] = deque()
+        self._sequences: Sequences[Event] = Sequences(since)
+        self._waiter: asyncio.Future[None] | None = None
+        self._paused = False
+        self._gaps = False
+        self._error: BrokerError | None = None
+        self._ended = False
+        self.began = False
+        """The hub has heard of it on some connection; set by the owner."""
+        self.dropped = 0
+
+    # What the program uses.
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """One per topic, author and epoch heard so far."""
+        return self._sequences.verdicts()
+
+    @property
+    def verdict(self) -> str:
+        """One word for all of it: the worst of the authors' verdicts, or ``pending`` while the hub is away."""
+        if not self._owner.connected:
+            return "pending"
+        return worst(self.verdicts)
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    async def __aenter__(self) -> Self:
+        self._owner.begin(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._owner.end(self)
+        self.finish(None)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._queue:
+            await self._arrival()
+        event = self._queue.popleft()
+        if self._paused:
+            self._resume()
+        return event
+
+    async def batches(self) -> AsyncIterator[list[Event]]:
+        """All that is there, each time something is: for programs that write in bulk."""
+        while True:
+            while not self._queue:
+                try:
+                    await self._arrival()
+                except StopAsyncIteration:
+                    return
+            batch = list(self._queue)
+            self._queue.clear()
+            if self._paused:
+                self._resume()
+            yield batch
+
+    async def _arrival(self) -> None:
+        if self._ended:
+            if self._error is not None:
+                raise self._error
+            raise StopAsyncIteration
+        if self._waiter is not None:
+            raise RuntimeError("one subscription has one reader; subscribe twice for two")
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    # What the link tells it.
+
+    def receive(self, topic: str, author: str, epoch: str, seq: int, event: Event, now: float) -> None:
+        """One event that matches. Follow a batch of these by :meth:`wake`."""
+        if self._ended or (self._paused and self._full()):
+            return
+        ready = self._sequences.event(topic, author, epoch, seq, event, now)
+        if ready:
+            self._admit(ready)
+
+    def _full(self) -> bool:
+        """Whether a paused queue has no room left. What is left out here was never shown to the tracker: a hole."""
+        if len(self._queue) < self._bound * HARD_BOUND:
+            return False
+        self.dropped += 1
+        self._gaps = True
+        return True
+
+    def _admit(self, events: list[Event]) -> None:
+        queue = self._queue
+        queue.extend(events)
+        if len(queue) < self._bound or self._paused:
+            return
+        match self.policy:
+            case "block":
+                self._paused = True
+                self._owner.pause(self)
+            case "drop_oldest":
+                while len(queue) > self._bound:
+                    self._drop(queue.popleft())
+            case "disconnect":
+                pending = len(queue)
+                self._owner.end(self)
+                self.finish(
+                    SlowConsumer(
+                        f"the program fell {pending} events behind on {', '.join(self.patterns)} and its policy is to end then; "
+                        "read faster, or subscribe with policy 'block' or 'drop_oldest'",
+                        pending=pending,
+                    )
+                )
+
+    def _drop(self, event: Event) -> None:
+        self.dropped += 1
+        meta = event.meta
+        self._sequences.dropped(event.type, meta["author"], meta["epoch"], meta["seq"])
+
+    def _resume(self) -> None:
+        """Half empty again: the hub goes on where it paused, or, after events were left out, from what is known here."""
+        if len(self._queue) > self._bound // 2:
+            return
+        self._paused = False
+        again, self._gaps = self._gaps, False
+        self._owner.resume(self, again=again)
+
+    def head(self, topic: str, author: str, epoch: str, seq: int, *, baseline: bool, now: float) -> None:
+        """The newest seq that the hub knows; what of it is not here is a hole from now on."""
+        self._sequences.head(topic, author, epoch, seq, now, baseline=baseline)
+
+    def lost(self, topic: str, author: str, epoch: str, first: int, last: int, now: float) -> None:
+        """Nobody has this range any more."""
+        self._release(self._sequences.lost(topic, author, epoch, first, last, now))
+
+    def resumed(self, now: float) -> None:
+        """The hub is back; what it says next is about what was missed."""
+        self._sequences.resumed(now)
+
+    def wanted(self, now: float) -> list[Repair]:
+        """Holes to ask for. Those that were asked for in vain are lost now."""
+        if self._paused:
+            return []
+        self._release(self._sequences.expire(now))
+        return self._sequences.wanted(now)
+
+    def next_due(self) -> float | None:
+        """When :meth:`wanted` has something to say."""
+        return None if self._paused else self._sequences.next_due()
+
+    def positions(self) -> dict[str, dict[str, tuple[str, int]]]:
+        """How far it is, per topic and author: what the hub goes on from."""
+        return self._sequences.positions()
+
+    def _release(self, events: list[Event]) -> None:
+        if events:
+            self._admit(events)
+            self.wake()
+
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
+    def wake(self) -> None:
+        """Wakes the reader if there is something to read."""
+        waiter = self._waiter
+        if waiter is not None and (self._queue or self._ended) and not waiter.done():
+            waiter.set_result(None)
+
+    def finish(self, error: BrokerError | None) -> None:
+        """No more events; what is queued can still be read."""
+        if not self._ended:
+            self._ended, self._error = True, error
+            self.wake()
+
+
+def worst(verdicts: list[Verdict]) -> str:
+    """One word for several verdicts: lost beats pending beats repaired beats complete."""
+    lost = [str([a, b]) for verdict in verdicts for a, b in verdict.lost]
+    if lost:
+        return f"lost({', '.join(lost)})"
+    if any(verdict.missing for verdict in verdicts):
+        return "pending"
+    repaired = sum(verdict.repaired for verdict in verdicts)
+    return f"repaired({repaired})" if repaired else "complete"
+

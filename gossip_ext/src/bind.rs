@@ -1,0 +1,149 @@
+//! Binding and closing an endpoint: every transport setting is here.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use iroh::endpoint::{
+    BindError, IdleTimeout, NetReportConfig, PortmapperConfig, QuicTransportConfig, presets,
+};
+use iroh::protocol::{IncomingFilterOutcome, Router};
+use iroh::{RelayMode, RelayUrl, SecretKey};
+
+use crate::admission::{Admission, Hook, Sets};
+use crate::close;
+use crate::error::{Error, Result};
+use crate::hub::{ALPN, Core, Framed, Options};
+use crate::inbox::Inbox;
+use crate::metrics::Counters;
+
+/// What a peer may have sent on a stream that this side has not read. With SEND_WINDOW it is what lies beyond the lanes
+/// when a reader is slow; at 1 MiB a path of 50 ms still carries 20 MB/s.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+
+/// The same for all streams of a connection: gossip's (later) beside ours.
+const RECEIVE_WINDOW: u32 = 2 * 1024 * 1024;
+
+/// What QUIC holds of this side's bytes until they are acknowledged.
+const SEND_WINDOW: u64 = 1024 * 1024;
+
+/// One stream is the protocol; a second must be seen to be refused with a reason, and not just blocked.
+const BIDI_STREAMS: u32 = 2;
+
+/// Unreliable events that QUIC holds in each direction: about 200 of the size that fits.
+const DATAGRAM_BUFFER: usize = 256 * 1024;
+
+/// iroh's own upper bounds for a path; larger values are refused with a log line.
+const PATH_IDLE_MOST: Duration = Duration::from_secs(15);
+const KEEP_ALIVE_MOST: Duration = Duration::from_secs(5);
+
+/// Keep-alives in an idle timeout: two may be lost.
+const KEEP_ALIVES: u32 = 3;
+
+/// What `Endpoint.bind` was given.
+#[derive(Debug)]
+pub struct Settings {
+    /// Identity.
+    pub secret: SecretKey,
+    /// Local address.
+    pub bind: SocketAddr,
+    /// Relays to use; none means that nobody is contacted.
+    pub relay_urls: Vec<RelayUrl>,
+    /// Whether to take incoming connections.
+    pub accept: bool,
+    /// Whether to admit everybody who is not denied.
+    pub open: bool,
+    /// After which a silent path is dead.
+    pub idle_timeout: Duration,
+    /// For the connections.
+    pub options: Options,
+}
+
+fn transport(idle_timeout: Duration) -> Result<QuicTransportConfig> {
+    let idle = IdleTimeout::try_from(idle_timeout).map_err(Error::value)?;
+    let keep_alive = (idle_timeout / KEEP_ALIVES).min(KEEP_ALIVE_MOST);
+    Ok(QuicTransportConfig::builder()
+        .max_idle_timeout(Some(idle))
+        .keep_alive_interval(keep_alive)
+        .default_path_max_idle_timeout(idle_timeout.min(PATH_IDLE_MOST))
+        .default_path_keep_alive_interval(keep_alive)
+        .stream_receive_window(STREAM_WINDOW.into())
+        .receive_window(RECEIVE_WINDOW.into())
+        .send_window(SEND_WINDOW)
+        .max_concurrent_bidi_streams(BIDI_STREAMS.into())
+        .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
+        .datagram_send_buffer_size(DATAGRAM_BUFFER)
+        .build())
+}
+
+/// Binds, and starts to accept if asked to.
+pub async fn bind(settings: Settings) -> Result<(Arc<Core>, Router)> {
+    let counters = Arc::new(Counters::default());
+    let inbox = Inbox::new(counters.clone())?;
+    let sets = Sets {
+        open: settings.open,
+        ..Sets::default()
+    };
+    let admission = Arc::new(Admission::new(sets, counters.clone()));
+    let mut builder = iroh::Endpoint::builder(presets::Minimal)
+        .secret_key(settings.secret)
+        .transport_config(transport(settings.idle_timeout)?)
+        .hooks(Hook(admission.clone()))
+        .clear_ip_transports()
+        .bind_addr(settings.bind)
+        .map_err(|error| Error::Bind(format!("{}: {error:#}", settings.bind)))?;
+    builder = if settings.relay_urls.is_empty() {
+        builder
+            .relay_mode(RelayMode::Disabled)
+            .net_report_config(NetReportConfig::minimal())
+            .portmapper_config(PortmapperConfig::Disabled)
+    } else {
+        builder.relay_mode(RelayMode::custom(settings.relay_urls))
+    };
+    let endpoint = builder
+        .bind()
+        .await
+        .map_err(|error| bind_error(settings.bind, &error))?;
+    let core = Arc::new(Core::new(
+        endpoint.clone(),
+        inbox,
+        counters,
+        admission,
+        settings.options,
+    ));
+    let router = Router::builder(endpoint);
+    let router = if settings.accept {
+        // `/iroh-gossip/1` joins here.
+        router.accept(ALPN, Framed(core.clone()))
+    } else {
+        router.incoming_filter(Arc::new(|_| IncomingFilterOutcome::Reject))
+    };
+    Ok((core, router.spawn()))
+}
+
+fn bind_error(address: SocketAddr, error: &BindError) -> Error {
+    let BindError::Sockets { source, .. } = error else {
+        return Error::Bind(format!("cannot bind {address}: {error:#}"));
+    };
+    let hint = match source.kind() {
+        std::io::ErrorKind::AddrInUse => "another process uses that port; choose another, or 0 for a free one",
+        std::io::ErrorKind::AddrNotAvailable => "this machine has no such address",
+        std::io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege",
+        _ => "",
+    };
+    Error::Bind(format!("cannot bind {address}: {source}\n{hint}").trim_end().to_owned())
+}
+
+/// Ends every connection with code 1 and closes the socket.
+pub async fn close(core: Arc<Core>, router: Router) {
+    let ends: Vec<_> = core
+        .links()
+        .into_iter()
+        .map(|link| tokio::spawn(link.finish(close::going_away())))
+        .collect();
+    for end in ends {
+        // A task of ours that panicked has nothing left to end.
+        let _ = end.await;
+    }
+    let _ = router.shutdown().await;
+}

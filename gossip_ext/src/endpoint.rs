@@ -1,0 +1,346 @@
+//! The Python face of one endpoint: arguments in, errors out, and nothing else.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::str::FromStr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use iroh::endpoint::SendDatagramError;
+use iroh::protocol::Router;
+use iroh::{EndpointAddr, RelayUrl, TransportAddr};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList};
+
+use crate::admission::Sets;
+use crate::bind::{self, Settings};
+use crate::close::{self, Close};
+use crate::connection::{Bounds, Link, Sent};
+use crate::error::{Error, Result};
+use crate::fanout::Group;
+use crate::hub::{Core, Options};
+use crate::outbox::{CALLS, TOPICS};
+use crate::stats::ConnectionStats;
+use crate::{keys, runtime};
+
+/// Seconds from Python as a duration.
+fn seconds(name: &str, value: f64) -> Result<Duration> {
+    Duration::try_from_secs_f64(value)
+        .ok()
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| Error::Value(format!("{name} must be a positive number of seconds, not {value}")))
+}
+
+fn parse_all<T: FromStr<Err: std::fmt::Display>>(what: &str, texts: &[String]) -> Result<Vec<T>> {
+    let parse = |text: &String| {
+        text.parse()
+            .map_err(|error| Error::Value(format!("not {what}: {text:?} ({error})")))
+    };
+    texts.iter().map(parse).collect()
+}
+
+fn check_payload(payload: &[u8], options: &Options) -> Result<()> {
+    match payload.len() {
+        0 => Err(Error::value("an empty payload cannot be sent")),
+        size if size > options.max_frame_bytes => Err(Error::Value(format!(
+            "a payload of {size} bytes is above max_frame_bytes ({})",
+            options.max_frame_bytes
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// One payload or several, checked.
+pub fn payloads<'py>(
+    frames: &Bound<'py, PyAny>,
+    options: &Options,
+) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+    let payloads = match frames.cast::<PyBytes>() {
+        Ok(single) => vec![single.clone()],
+        Err(_) => frames
+            .try_iter()?
+            .map(|payload| Ok(payload?.cast_into::<PyBytes>()?))
+            .collect::<PyResult<Vec<_>>>()?,
+    };
+    for payload in &payloads {
+        check_payload(payload.as_bytes(), options)?;
+    }
+    Ok(payloads)
+}
+
+/// One UDP socket, one identity, a router for every ALPN.
+#[pyclass(frozen, module = "broker._gossip_ext")]
+#[derive(Debug)]
+pub struct Endpoint {
+    core: Arc<Core>,
+    router: Mutex<Option<Router>>,
+}
+
+#[pymethods]
+impl Endpoint {
+    #[staticmethod]
+    #[pyo3(signature = (
+        secret, *, bind="127.0.0.1:0", relay_urls=Vec::new(), accept=false, open=false,
+        max_frame_bytes=1_048_576, calls_queue_bytes=8_388_608, topics_queue_bytes=1_048_576,
+        inbox_bytes=4_194_304, open_timeout=10.0, frame_timeout=30.0, idle_timeout=15.0,
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
+    fn bind(
+        py: Python<'_>,
+        secret: &[u8],
+        bind: &str,
+        relay_urls: Vec<String>,
+        accept: bool,
+        open: bool,
+        max_frame_bytes: usize,
+        calls_queue_bytes: usize,
+        topics_queue_bytes: usize,
+        inbox_bytes: usize,
+        open_timeout: f64,
+        frame_timeout: f64,
+        idle_timeout: f64,
+    ) -> Result<Self> {
+        if u32::try_from(max_frame_bytes).is_err() || max_frame_bytes == 0 {
+            return Err(Error::value("max_frame_bytes must be 1 to 4294967295"));
+        }
+        let settings = Settings {
+            secret: keys::secret(secret)?,
+            bind: SocketAddr::from_str(bind)
+                .map_err(|error| Error::Value(format!("bind: not ip:port: {bind:?} ({error})")))?,
+            relay_urls: parse_all("a relay URL", &relay_urls)?,
+            accept,
+            open,
+            idle_timeout: seconds("idle_timeout", idle_timeout)?,
+            options: Options {
+                max_frame_bytes,
+                bounds: Bounds {
+                    calls: calls_queue_bytes,
+                    topics: topics_queue_bytes,
+                    inbox: inbox_bytes,
+                },
+                open_timeout: seconds("open_timeout", open_timeout)?,
+                frame_timeout: seconds("frame_timeout", frame_timeout)?,
+            },
+        };
+        let runtime = runtime::runtime()?;
+        let (core, router) = py.detach(|| runtime.block_on(bind::bind(settings)))?;
+        Ok(Self {
+            core,
+            router: Mutex::new(Some(router)),
+        })
+    }
+
+    #[getter]
+    fn node_id(&self) -> String {
+        self.core.endpoint.id().to_string()
+    }
+
+    fn addrs(&self) -> Vec<String> {
+        let mut found: Vec<SocketAddr> = Vec::new();
+        for bound in self.core.endpoint.bound_sockets() {
+            if bound.ip().is_unspecified() {
+                found.extend(self.core.endpoint.addr().ip_addrs());
+            } else {
+                found.push(bound);
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        found.iter().map(ToString::to_string).collect()
+    }
+
+    fn relay_urls(&self) -> Vec<String> {
+        let addr = self.core.endpoint.addr();
+        addr.relay_urls().map(ToString::to_string).collect()
+    }
+
+    fn fileno(&self) -> RawFd {
+        self.core.inbox.fileno()
+    }
+
+    fn pending(&self) -> bool {
+        self.core.inbox.pending()
+    }
+
+    fn drain<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        self.core.inbox.drain(py)
+    }
+
+    #[pyo3(signature = (token, node_id, addrs, relay_urls=Vec::new(), timeout=10.0))]
+    fn dial(
+        &self,
+        token: i64,
+        node_id: &str,
+        addrs: Vec<String>,
+        relay_urls: Vec<String>,
+        timeout: f64,
+    ) -> Result<()> {
+        let ips = parse_all("ip:port", &addrs)?.into_iter().map(TransportAddr::Ip);
+        let relays = parse_all::<RelayUrl>("a relay URL", &relay_urls)?;
+        let places = ips.chain(relays.into_iter().map(TransportAddr::Relay));
+        let addr = EndpointAddr::from_parts(keys::public(node_id)?, places);
+        let limit = seconds("timeout", timeout)?;
+        self.check_open()?;
+        runtime::runtime()?.spawn(self.core.clone().dial(token, addr, limit));
+        Ok(())
+    }
+
+    #[pyo3(signature = (conn, frames, lane=CALLS))]
+    fn send(&self, conn: u64, frames: &Bound<'_, PyAny>, lane: usize) -> PyResult<bool> {
+        if lane > TOPICS {
+            return Err(Error::Value(format!("lane must be CALLS or TOPICS, not {lane}")).into());
+        }
+        let options = &self.core.options;
+        // The usual case by far: one payload, no list.
+        let sent = if let Ok(single) = frames.cast::<PyBytes>() {
+            check_payload(single.as_bytes(), options)?;
+            self.queue(conn, |link| link.send(lane, std::iter::once(single.as_bytes())))
+        } else {
+            let frames = payloads(frames, options)?;
+            if frames.is_empty() {
+                return Ok(self.core.link(conn).is_some());
+            }
+            self.queue(conn, |link| link.send(lane, frames.iter().map(|frame| frame.as_bytes())))
+        };
+        Ok(sent)
+    }
+
+    fn send_datagram(&self, conn: u64, payload: &[u8]) -> Result<()> {
+        let Some(link) = self.core.link(conn) else {
+            return Ok(());
+        };
+        match link.quic.send_datagram(Bytes::copy_from_slice(payload)) {
+            Ok(()) => self.core.counters.datagrams_out.inc(),
+            Err(SendDatagramError::ConnectionLost(_)) => {}
+            Err(_) => {
+                return Err(Error::Datagram {
+                    size: payload.len(),
+                    limit: link.quic.max_datagram_size().unwrap_or(0),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn max_datagram_size(&self, conn: u64) -> Option<usize> {
+        self.core.link(conn)?.quic.max_datagram_size()
+    }
+
+    fn group(&self) -> Group {
+        Group::new(self.core.clone())
+    }
+
+    fn close_connection(&self, conn: u64, code: u32, reason: String) -> Result<()> {
+        if let Some(link) = self.core.link(conn) {
+            // A second close of the same connection would be a second task.
+            if !std::mem::replace(&mut link.outbox().closing, true) {
+                let runtime = runtime::runtime()?;
+                runtime.spawn(link.finish(Close::new(code, reason)));
+            }
+        }
+        Ok(())
+    }
+
+    fn count_only(&self, conn: u64) {
+        if let Some(link) = self.core.link(conn) {
+            link.count_only.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn stats(&self, conn: u64) -> Option<ConnectionStats> {
+        self.core.link(conn).map(|link| ConnectionStats::read(&link))
+    }
+
+    fn queued(&self) -> Vec<(u64, usize)> {
+        let links = self.core.links();
+        let queued = links.iter().map(|link| (link.id, link.outbox().queued().0));
+        queued.filter(|(_, bytes)| *bytes > 0).collect()
+    }
+
+    #[pyo3(signature = (*, open, allow, deny))]
+    fn admit(&self, open: bool, allow: Vec<String>, deny: Vec<String>) -> Result<Vec<u64>> {
+        let parse = |ids: &[String]| ids.iter().map(|id| keys::public(id)).collect::<Result<_>>();
+        let (allow, deny) = (parse(&allow)?, parse(&deny)?);
+        let admission = &self.core.admission;
+        admission.replace(Sets { open, allow, deny });
+        let mut ended = Vec::new();
+        for link in self.core.links() {
+            if let Some(refusal) = admission.refusal(&link.peer, link.incoming) {
+                admission.count(&refusal);
+                ended.push(link.id);
+                link.abort(refusal);
+            }
+        }
+        Ok(ended)
+    }
+
+    fn counters(&self) -> HashMap<&'static str, u64> {
+        let socket = &self.core.endpoint.metrics().socket;
+        let mut totals: HashMap<_, _> = self.core.counters.read().into_iter().collect();
+        totals.extend([
+            ("relay_bytes_in", socket.recv_data_relay.get()),
+            ("relay_bytes_out", socket.send_relay.get()),
+            ("direct_bytes_in", socket.recv_data_ipv4.get() + socket.recv_data_ipv6.get()),
+            ("direct_bytes_out", socket.send_ipv4.get() + socket.send_ipv6.get()),
+        ]);
+        totals
+    }
+
+    #[pyo3(signature = (timeout=2.0))]
+    fn close(&self, py: Python<'_>, timeout: f64) -> Result<()> {
+        let limit = seconds("timeout", timeout)?;
+        if let Some(router) = self.begin_close() {
+            let runtime = runtime::runtime()?;
+            let core = self.core.clone();
+            py.detach(|| {
+                runtime.block_on(async {
+                    // Too late is no matter: dropping the router ends what is left.
+                    let _ = tokio::time::timeout(limit, bind::close(core, router)).await;
+                });
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Endpoint {
+    fn check_open(&self) -> Result<()> {
+        match self.core.closed.load(Ordering::Acquire) {
+            true => Err(Error::Closed),
+            false => Ok(()),
+        }
+    }
+
+    fn queue(&self, conn: u64, send: impl FnOnce(&Arc<Link>) -> Sent) -> bool {
+        match self.core.link(conn).map_or(Sent::Gone, |link| send(&link)) {
+            Sent::Queued => true,
+            Sent::Gone => false,
+            Sent::Full => {
+                self.core.counters.lane_full.inc();
+                false
+            }
+        }
+    }
+
+    /// The router, the first time.
+    fn begin_close(&self) -> Option<Router> {
+        self.core.closed.store(true, Ordering::Release);
+        let mut router = self.router.lock().unwrap_or_else(PoisonError::into_inner);
+        router.take()
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        if let (Some(router), Ok(runtime)) = (self.begin_close(), runtime::runtime()) {
+            self.core.inbox.shut();
+            for link in self.core.links() {
+                link.abort(close::going_away());
+            }
+            runtime.spawn(bind::close(self.core.clone(), router));
+        }
+    }
+}

@@ -1,0 +1,100 @@
+"""The contract, held by the targets that are all ours: memory, and iroh on loopback with both factories."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+
+import pytest
+
+from broker.errors import Closed, Refused, TicketError, Unreachable
+from broker.targets import (
+    Event,
+    IrohEndpoint,
+    create_hub_iroh_event_target,
+    create_spoke_iroh_event_target,
+)
+from tests.contract.contract import EventTargetContract, RemoteEventTargetContract
+from tests.contract.links import Ear, Link, RemoteLink, memory_link, our_connections, our_link
+
+
+class TestMemory(EventTargetContract):
+    def make(self) -> AbstractAsyncContextManager[Link]:
+        return memory_link()
+
+
+class TestIroh(RemoteEventTargetContract):
+    def make(self) -> AbstractAsyncContextManager[RemoteLink]:
+        return our_link()
+
+
+class TestIrohEndpoint:
+    async def test_a_ticket_is_all_that_a_dialler_needs(self) -> None:
+        hub = await IrohEndpoint.bind(accept=True, open=True)
+        async with hub, await IrohEndpoint.bind() as spoke:
+            connection = await spoke.connect(hub.ticket)
+            assert (connection.remote_node_id(), connection.incoming) == (hub.node_id, False)
+            async with await create_spoke_iroh_event_target(connection) as target:
+                target.dispatch_event(Event("hub.register", {}))
+                accepted = await hub.accept()
+                assert (accepted.remote_node_id(), accepted.incoming) == (spoke.node_id, True)
+                assert (stats := accepted.stats()) is not None
+                assert stats.path == "direct"
+
+    async def test_the_wrong_factory_is_refused_at_once(self) -> None:
+        async with our_connections() as (dialled, accept):
+            with pytest.raises(ValueError, match="create_spoke_iroh_event_target"):
+                await create_hub_iroh_event_target(dialled)
+            with pytest.raises(TypeError, match="frame_timeout"):
+                await create_spoke_iroh_event_target(dialled, frame_timeout=1)
+            target = await create_spoke_iroh_event_target(dialled)
+            with pytest.raises(ValueError, match="already"):
+                await create_spoke_iroh_event_target(dialled)
+            target.dispatch_event(Event("hub.register", {}))
+            with pytest.raises(ValueError, match="create_hub_iroh_event_target"):
+                await create_spoke_iroh_event_target(await accept())
+
+    async def test_events_wait_for_the_first_listener(self) -> None:
+        async with our_link() as link:
+            for i in range(100):
+                assert link.spoke.dispatch_event(Event("t", i))
+            probe = Ear(link.spoke, "probe.answer")
+            register, ear = Ear(link.hub, "hub.register"), Ear(link.hub, "t")
+            await ear.hears(100)
+            assert ear.details == list(range(100))
+            assert len(register.events) == 1
+            assert probe.events == []
+
+    async def test_who_is_not_admitted_is_refused(self) -> None:
+        hub = await IrohEndpoint.bind(accept=True)
+        async with hub, await IrohEndpoint.bind() as spoke:
+            try:
+                connection = await spoke.connect(hub.ticket)
+            except Refused as refused:  # the refusal may come before or after the dialler's stream is open
+                assert refused.close_code == 32
+                return
+            target = await create_spoke_iroh_event_target(connection)
+            [close] = await Ear(target, "__close").hears()
+            assert (close.detail.code, close.detail.reason.partition(":")[0]) == (32, "not admitted")
+
+    async def test_nobody_there_is_unreachable(self) -> None:
+        gone = await IrohEndpoint.bind(accept=True, open=True)
+        node_id, addrs = gone.node_id, gone.addrs()
+        await gone.close()
+        async with await IrohEndpoint.bind() as spoke:
+            with pytest.raises(Unreachable):
+                await spoke.connect(node_id, addrs, dial_timeout=0.5)
+            with pytest.raises(TicketError):
+                await spoke.connect(node_id)
+
+    async def test_closing_ends_everything_that_waits(self) -> None:
+        async with our_connections() as (dialled, _accept):
+            target = await create_spoke_iroh_event_target(dialled)
+            ear = Ear(target, "__close")
+            await dialled._owner.close()
+            await dialled._owner.close()
+            [close] = await ear.hears()
+            assert close.detail.remote is False
+            with pytest.raises(Closed):
+                await dialled._owner.connect("0" * 64, ["127.0.0.1:1"])
+            with pytest.raises(Closed):
+                await dialled._owner.accept()
