@@ -26,9 +26,9 @@ __all__ = [
     "AdmissionConfig",
     "CallsConfig",
     "HubConfig",
+    "KeyDescription",
     "LimitsConfig",
     "MetricsConfig",
-    "KeyDescription",
     "TopicsConfig",
     "describe_keys",
     "key_lines",
@@ -134,7 +134,7 @@ class LimitsConfig(_Table):
     """An accepted connection brings its stream and first frame in this time."""
     frame_timeout: Seconds = 30.0
     """A frame once begun is whole in this time."""
-    idle_timeout: Seconds = 15.0
+    idle_timeout: Seconds = 6.0
     """A path that is silent for so long is dead."""
 
 
@@ -327,9 +327,7 @@ def _number(kind: Callable[[str], Any], text: str, noun: str) -> Any:
         raise ValueError(f"{text!r} is not {noun}") from None
 
 
-def _config_error(
-    error: ValidationError, text: str, path: Path | None, source: Mapping[str, str]
-) -> ConfigError:
+def _config_error(error: ValidationError, text: str, path: Path | None, source: Mapping[str, str]) -> ConfigError:
     first, *others = error.errors(include_url=False)
     names = [part for part in first["loc"] if isinstance(part, str)]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")

@@ -33,6 +33,8 @@ __all__ = ["Hub"]
 log = logging.getLogger("broker.hub")
 
 DIAL_BACKOFF_FIRST, DIAL_BACKOFF_MOST = 0.2, 30.0
+RETURN_TIME = 10.0
+"""Seconds in which the spokes of a killed hub notice (limits.idle_timeout) and come back to the restarted one."""
 DRAIN_POLL = 0.02
 """Seconds between looks at what is still in flight while draining: queues belong to the extension, which has no event for it."""
 
@@ -49,7 +51,7 @@ class Hub:
         self.http_address: str | None = None
         self._stack = AsyncExitStack()
         self._router: Router | None = None
-        self._draining = False
+        self._draining = self._restarted = False
         self._done = asyncio.Event()
         self._dials: dict[int, Ticket] = {}
         self._attempts: dict[int, int] = {}
@@ -126,6 +128,8 @@ class Hub:
         )
         router = self._router = Router(endpoint, config, metrics)
         HubOperations(router)
+        if self._restarted:
+            router.topics.expect(RETURN_TIME)
         router.bind_loop(asyncio.get_running_loop())
         router.on_dialled = self._dialled
         self._stack.callback(router.stop)
@@ -149,6 +153,7 @@ class Hub:
         secret = load_or_create(config.key or key_path(config.data))
         host, port = split_address(config.bind)
         last = read_state(config.data).port
+        self._restarted = last is not None
         return secret, _address(host, port or last or 0)
 
     def _bind(self, secret: bytes, bind: str) -> ext.Endpoint:

@@ -320,14 +320,13 @@ def _plain_histogram(name: str, text: str, histogram: _Histogram) -> Metric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpokeGauges:
-    """What a spoke knows, read when somebody scrapes. All but the first two only grow."""
+    """What a spoke knows, read when somebody scrapes. The last three only grow."""
 
     connected: bool = False
     calls_running: int = 0
     connects: int = 0
     published: int = 0
     received: int = 0
-    lost: int = 0
 
 
 class SpokeMetrics(Collector):
@@ -352,7 +351,6 @@ class SpokeMetrics(Collector):
         yield CounterMetricFamily("broker_spoke_connects", "Connections to the hub so far.", value=gauges.connects)
         yield CounterMetricFamily("broker_spoke_events_published", "Events published.", value=gauges.published)
         yield CounterMetricFamily("broker_spoke_events_received", "Events received.", value=gauges.received)
-        yield CounterMetricFamily("broker_spoke_events_lost", "Events known to be lost.", value=gauges.lost)
         yield from self._calls.families("broker_spoke")
 
 

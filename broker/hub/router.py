@@ -35,6 +35,8 @@ CAPABILITIES = ("topic.ack", "topic.repair", "call.credit", "call.all")
 
 MAX_PATTERNS_A_MESSAGE = 10_000
 MAX_PATIENCE = 60.0
+BROKEN = (None, CloseCode.INTERNAL)
+"""Ends of a connection that nobody wanted: its spoke will be back."""
 POLICIES = ("block", "drop_oldest", "disconnect")
 
 
@@ -119,7 +121,7 @@ class Router:
         log.info("%s (%s) is gone: %s", session.name, session.node_id[:10], reason)
         self.metrics.disconnected(_reason(code))
         self._out.pop(conn, None)
-        self.topics.gone(conn)
+        self.topics.gone(conn, session.node_id, expected=code in BROKEN)
         self.perform(self.calls.gone(conn, time.monotonic()))
         if (token := self._dials.pop(conn, None)) is not None:
             self.on_dialled(token, reason)
@@ -264,6 +266,7 @@ class Router:
                 self.topics.subscribe(session.peer, [pattern], options, since)
             except TopicError as error:
                 self.complain(session.peer, error.code, str(error), pattern[:128])
+        self.topics.came_back(session.node_id)
 
     def _on_unsubscribe(self, session: Session, detail: Any) -> None:
         self.topics.unsubscribe(session.peer, _patterns(detail, "__unsubscribe"))

@@ -13,7 +13,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from itertools import count
+from typing import Any, NamedTuple
 
 from broker import _gossip_ext as ext
 from broker.hub.metrics import HubMetrics, TopicCounters
@@ -38,13 +39,29 @@ ACK_DELAY = 0.003
 """Seconds an acknowledgement may wait for more events, so that a trickle does not cost a message each."""
 
 
+MAX_PLACES = 1_000
+"""Places kept for subscribers whose connection broke; beyond it the oldest is given up."""
+
+
+class _Place(NamedTuple):
+    """Where a subscriber stood when its connection broke. A paused reader of each ring, under an id of its own, so that
+    publishers wait for its return as they would for a slow one: for its patience at most."""
+
+    node_id: str
+    """Empty for the places that a restarted hub keeps for everybody."""
+    until: float
+    topics: list[str]
+
+
 class Channel:
     """One concrete topic."""
 
-    __slots__ = ("authors", "counters", "group", "leftover", "paused", "pending", "published", "ring", "topic", "unacked")
+    __slots__ = ("accounted", "authors", "counters", "group", "leftover", "paused", "pending", "published", "ring", "topic", "unacked")
 
     def __init__(self, topic: str, ring: Ring, group: ext.Group, counters: TopicCounters) -> None:
         self.topic, self.ring, self.group, self.counters = topic, ring, group, counters
+        self.accounted = 0
+        """Bytes of the ring that the hub's total has."""
         self.published = 0
         self.unacked = 0
         """Events since the last acknowledgements."""
@@ -88,6 +105,10 @@ class Topics:
         """Patterns a peer has paused, for topics that appear while it is."""
         self._repairs: dict[int, deque[tuple[str, str, str, int, int]]] = {}
         """Repairs that a peer asked for and whose answer its queue did not take yet."""
+        self._places: dict[int, _Place] = {}
+        self._place_ids = count(-1, -1)
+        """Below every peer's id."""
+        self._expected_until = 0.0
         self._read: set[Channel] = set()
         """Channels that have readers: the ones to look after as time passes."""
         self.fell_behind = 0
@@ -99,10 +120,7 @@ class Topics:
     def publish(self, peer: int, topic: str, author: str, epoch: str, seq: int, frame: bytes) -> None:
         """One event whose meta is checked. ``flush`` follows the batch."""
         channel = self.channels.get(topic) or self._open(topic)
-        ring = channel.ring
-        before = ring.bytes
-        outcome = ring.append(author, epoch, seq, frame)
-        self.bytes += ring.bytes - before
+        outcome = channel.ring.append(author, epoch, seq, frame)
         key = (author, epoch)
         if channel.authors.get(key) != peer:
             self._remember_author(channel, key, peer)
@@ -146,6 +164,8 @@ class Topics:
                 self._pause_reader(channel, peer)
             else:
                 channel.group.add(peer)
+        if now < self._expected_until:
+            self._hold_place(_Place("", self._expected_until, [topic]), now)
         return channel
 
     def _close_idlest(self) -> None:
@@ -158,7 +178,7 @@ class Topics:
         for peer in victim.leftover:
             for author, epoch, seq in victim.ring.heads():
                 self._send(peer, "topic.head", _head(victim.topic, author, epoch, seq))
-        self.bytes -= victim.ring.bytes
+        self.bytes -= victim.accounted
         del self.channels[victim.topic]
         self._read.discard(victim)
 
@@ -170,12 +190,28 @@ class Topics:
             dirty, self._dirty = self._dirty, []
             for channel in dirty:
                 self._flush_channel(channel)
-                if channel.leftover:
+                if channel.topic in self.channels:
+                    self.channels[channel.topic] = self.channels.pop(channel.topic)  # in the order of the last event
+                if channel in self._read:
                     self._mind(channel)
                     self._feed_all(channel)
                 self._acknowledge(channel)
-        while self.bytes > self._most_bytes and len(self.channels) > 1:
-            self._close_idlest()
+                self._account(channel)
+            if self.bytes > self._most_bytes:
+                self._shed()
+
+    def _account(self, channel: Channel) -> None:
+        self.bytes += channel.ring.bytes - channel.accounted
+        channel.accounted = channel.ring.bytes
+
+    def _shed(self) -> None:
+        """Over the hub's own bound: the topics that have been quiet for longest give their oldest events. Who was to
+        read them is told."""
+        for channel in list(self.channels.values()):
+            while self.bytes > self._most_bytes and len(channel.ring):
+                channel.ring.shed(len(channel.ring) // 4 + 1)
+                self._account(channel)
+            self._mind(channel)
 
     def _flush_channel(self, channel: Channel) -> None:
         pending, ring, counters = channel.pending, channel.ring, channel.counters
@@ -185,7 +221,6 @@ class Topics:
         members = len(channel.group)
         refused = channel.group.send(pending) if members else []
         channel.published += len(pending)
-        self.channels[channel.topic] = self.channels.pop(channel.topic)  # the order is that of the last event
         counters.published += len(pending)
         counters.delivered += len(pending) * (members - len(refused))
         if refused:
@@ -268,7 +303,7 @@ class Topics:
         channel.ring.forget(peer)
         channel.paused.discard(peer)
         channel.leftover.pop(peer, None)
-        if not channel.leftover:
+        if not channel.ring.readers:
             self._read.discard(channel)
 
     def _rejoin(self, channel: Channel, peer: int) -> None:
@@ -291,6 +326,7 @@ class Topics:
                     log.info("a slow subscriber of %s has used up its patience (peer %d)", channel.topic, reader)
                 case Disconnect(reader, pending):
                     self._disconnect(reader, f"{pending} events behind on {channel.topic}")
+        self._account(channel)
 
     def _lost_frames(self, channel: Channel, peer: int, ranges: Sequence[tuple[str, str, int, int]]) -> list[bytes]:
         """What names to a reader the ranges that it will not get. They travel in order with the events."""
@@ -395,7 +431,7 @@ class Topics:
         if channel is None:
             return  # its author may yet come back and refill; the subscriber asks again, and gives up in the end
         self._flush_channel(channel)
-        frames, missing, _ = channel.ring.range(author, epoch, first, last, FEED_EVENTS)
+        frames, missing = channel.ring.range(author, epoch, first, last, FEED_EVENTS)
         if not self._tell(peer, [*frames, *(_lost(topic, author, epoch, a, b) for a, b in missing)]):
             # Its queue is full: answered when it has room. What overflows here is asked for again.
             waiting = self._repairs.setdefault(peer, deque(maxlen=MAX_REPAIRS_WAITING))
@@ -412,10 +448,55 @@ class Topics:
         """Topics of which this peer is read from the ring now."""
         return sum(peer in channel.leftover for channel in self._read)
 
+    # Places of those who are expected back.
+
+    def expect(self, seconds: float) -> None:
+        """The hub was restarted: its subscribers come back within moments, and its memory is empty. Until then the rings
+        do not overwrite what authors refill."""
+        self._expected_until = time.monotonic() + seconds
+
+    def _keep_places(self, peer: int, node_id: str) -> None:
+        topics, patience = [], 0.0
+        for channel in self.channels.values() if self.subscriptions.patterns(peer) else ():
+            options = self.subscriptions.match(channel.topic).get(peer)
+            if options is not None and options.policy == "block" and options.patience:
+                topics.append(channel.topic)
+                patience = max(patience, options.patience)
+        if topics:
+            now = time.monotonic()
+            self._hold_place(_Place(node_id, now + patience, topics), now)
+
+    def _hold_place(self, place: _Place, now: float) -> None:
+        if len(self._places) >= MAX_PLACES:
+            self._give_up_place(next(iter(self._places)))
+        id = next(self._place_ids)
+        self._places[id] = place
+        options = SubscribeOptions(patience=place.until - now)
+        for topic in place.topics:
+            ring = self.channels[topic].ring
+            # What was on its way to it is lost with the connection: half a ring of it is kept too.
+            ring.lag(id, max(ring.first_index, ring.next_index - self._ring_events // 2), options, now)
+            ring.pause(id)
+            self._read.add(self.channels[topic])
+
+    def _give_up_place(self, id: int) -> None:
+        for topic in self._places.pop(id).topics:
+            if (channel := self.channels.get(topic)) is not None:
+                self._end_reader(channel, id)
+                self._released(channel)
+
+    def came_back(self, node_id: str) -> None:
+        """It has subscribed again; its connection is its place now."""
+        for id in [id for id, place in self._places.items() if place.node_id == node_id]:
+            self._give_up_place(id)
+
     # Ends and time.
 
-    def gone(self, peer: int) -> None:
-        """A connection ended. The extension has taken it out of its groups already."""
+    def gone(self, peer: int, node_id: str, *, expected: bool) -> None:
+        """A connection ended; the extension has taken it out of its groups already. ``expected``: it broke, and will
+        probably be back."""
+        if expected:
+            self._keep_places(peer, node_id)
         self.subscriptions.drop(peer)
         self._hungry.pop(peer, None)
         self._paused.pop(peer, None)
@@ -431,6 +512,8 @@ class Topics:
 
     def tick(self, now: float) -> None:
         """Patience that has run out, and acknowledgements that have waited."""
+        for id in [id for id, place in self._places.items() if place.until <= now]:
+            self._give_up_place(id)
         for channel in list(self._read):
             self._mind(channel)
             self._released(channel)
@@ -440,6 +523,7 @@ class Topics:
     def next_deadline(self, now: float) -> float | None:
         """When :meth:`tick` is due."""
         dues = [due for channel in self._read if (due := channel.ring.next_deadline()) is not None]
+        dues += [place.until for place in self._places.values()]
         if self._ack_due:
             dues.append(now + ACK_DELAY)
         return min(dues, default=None)

@@ -58,6 +58,10 @@ class Link:
 
     # Life.
 
+    def configure(self, secret: bytes | None, options: SpokeOptions) -> None:
+        """Takes the place of what it was made with. Before :meth:`bind`."""
+        self._secret, self._options = secret or self._secret, options
+
     def bind(self, *, loopback: bool) -> None:
         """Opens the endpoint. Raises BindError."""
         if self.endpoint is None:
@@ -68,6 +72,7 @@ class Link:
                 accept=self._options.accept,
                 open=self._options.accept,
                 max_frame_bytes=self._options.max_frame_bytes,
+                idle_timeout=self._options.idle_timeout,
             )
             self._detach = attach(self.endpoint, self)
 

@@ -17,6 +17,8 @@ class SpokeOptions:
     """Takes incoming connections: a spoke that is dialled."""
     max_frame_bytes: int = 1_048_576
     dial_timeout: float = 10.0
+    idle_timeout: float = 6.0
+    """A path that is silent for so long is dead: what it takes to notice a hub that was killed."""
     backoff_first: float = 0.2
     """Full jitter: the n-th attempt waits a random time up to ``min(backoff_first * 2**n, backoff_most)``."""
     backoff_most: float = 30.0
