@@ -67,8 +67,12 @@ def attach(endpoint: ext.Endpoint, handler: Handler) -> Callable[[], None]:
                 # A bug of ours. The rest of this item is lost, so its connection must not go on as if nothing were;
                 # the other connections do.
                 log.exception("handling an item from the network failed; its connection is closed")
-                endpoint.close_connection(rest[0], CloseCode.INTERNAL, "internal error")
-        handler.batch_done(len(items))
+                if kind != ext.DIAL_FAILED:
+                    endpoint.close_connection(rest[0], CloseCode.INTERNAL, "internal error")
+        try:
+            handler.batch_done(len(items))
+        except Exception:
+            log.exception("what follows a batch from the network failed; the next batch tries again")
 
     loop.add_reader(endpoint.fileno(), wake)
     return lambda: _detach(loop, endpoint)

@@ -23,7 +23,16 @@ from broker.hub.http import serve_http
 from broker.hub.metrics import HubGauges, HubMetrics, watch_loop_lag
 from broker.hub.operations import HubOperations
 from broker.hub.router import Router
-from broker.keys import HubState, claim_data_dir, key_path, load, load_or_create, read_state, write_atomically, write_state
+from broker.keys import (
+    HubState,
+    claim_data_dir,
+    key_path,
+    load,
+    load_or_create,
+    read_state,
+    write_atomically,
+    write_state,
+)
 from broker.protocol.ticket import Ticket
 from broker.protocol.wire import CloseCode
 from broker.version import VERSION

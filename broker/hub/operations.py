@@ -6,6 +6,7 @@ administration.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,8 @@ from broker.protocol.calls import HUB
 from broker.protocol.registration import Operation, Registration
 
 __all__ = ["HubOperations"]
+
+log = logging.getLogger("broker.hub")
 
 
 class HubOperations:
@@ -41,8 +44,15 @@ class HubOperations:
         if type != "call.requested":
             return  # aborts and credits: every answer here is given at once
         _, handler = self._handlers[detail["operationId"]]
-        answer = {"requestId": detail["requestId"], "output": handler()}
-        self._router.perform(self._router.calls.responded(HUB, answer, time.monotonic()))
+        table, now = self._router.calls, time.monotonic()
+        try:
+            answer = {"requestId": detail["requestId"], "output": handler()}
+        except Exception:
+            log.exception("%s failed", detail["operationId"])
+            error = {"requestId": detail["requestId"], "code": "EXECUTION_ERROR", "message": "the hub failed; see its log"}
+            self._router.perform(table.error(HUB, error, now))
+        else:
+            self._router.perform(table.responded(HUB, answer, now))
 
     def operations(self) -> list[dict[str, Any]]:
         rows = []
@@ -73,6 +83,7 @@ class HubOperations:
                     "queued": stats.queued_frames if stats else 0,
                     "queued_bytes": stats.queued_bytes if stats else 0,
                     "dropped": session.dropped,
+                    "slow": session.slow,
                     "lagging": self._router.topics.lag_of(session.peer),
                     "operations": len(session.registration.operations),
                 }

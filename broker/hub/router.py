@@ -20,11 +20,11 @@ from broker.hub.metrics import HubMetrics
 from broker.hub.session import Session
 from broker.hub.topics import Topics
 from broker.protocol import calls
-from broker.protocol.calls import HUB, CallTable
+from broker.protocol.calls import HUB, CallLimits, CallTable
 from broker.protocol.codec import Message, decode, encode
 from broker.protocol.registration import Registration, parse, to_detail
 from broker.protocol.routing import SubscribeOptions
-from broker.protocol.sequence import parse_since
+from broker.protocol.sequence import MAX_SEQ, parse_since
 from broker.protocol.wire import PROTOCOL_VERSION, RESERVED_PREFIXES, CloseCode
 
 __all__ = ["Router"]
@@ -34,6 +34,18 @@ log = logging.getLogger("broker.hub")
 CAPABILITIES = ("topic.ack", "topic.repair", "call.credit", "call.all")
 
 MAX_PATTERNS_A_MESSAGE = 10_000
+MAX_NUMBERED = 1_000
+"""Topics of one author for which the hub counts; who comes back to a forgotten one begins a new epoch."""
+MAX_TAG = 64
+"""Characters of what a subscriber calls its subscription."""
+MAX_SHOWN = 300
+"""Characters of a complaint: it quotes what may be as long as a frame."""
+FLUSH_BYTES = 262_144
+"""Replies to one peer that are sent before the batch is over, so that what a batch can ask for is not held at once."""
+MAX_ABOUT = 255
+"""A whole topic or pattern."""
+MAX_HELD = 2 * 1024 * 1024
+"""Bytes that wait for a peer whose CALLS lane is full; beyond it, it is disconnected."""
 MAX_PATIENCE = 60.0
 BROKEN = (None, CloseCode.INTERNAL)
 """Ends of a connection that nobody wanted: its spoke will be back."""
@@ -46,26 +58,42 @@ class Router:
     def __init__(self, endpoint: ext.Endpoint, config: HubConfig, metrics: HubMetrics) -> None:
         self.endpoint, self.metrics = endpoint, metrics
         self.sessions: dict[int, Session] = {}
-        self.calls = CallTable(leg_prefix=secrets.token_hex(4))
+        limits = self.limits = config.limits
+        self.calls = CallTable(
+            CallLimits(
+                in_flight_per_peer=limits.calls_in_flight_per_peer,
+                in_flight=limits.calls_in_flight,
+                default_timeout=config.calls.default_timeout,
+                max_timeout=config.calls.max_timeout,
+            ),
+            leg_prefix=secrets.token_hex(4),
+        )
         self.topics = Topics(
             endpoint,
             metrics,
             send=self.send,
             disconnect=lambda peer, why: self.close(peer, CloseCode.SLOW_CONSUMER, f"slow consumer: {why}"),
             dropped=self._count_dropped,
+            slow=self._count_slow,
+            queue=self._queue,
             ring_events=config.topics.ring_events,
             ring_bytes=config.topics.ring_bytes,
             most_topics=config.topics.most_topics,
             most_bytes=config.topics.log_bytes_total,
         )
-        self.patience = config.topics.patience
+        self.patience = min(config.topics.patience, MAX_PATIENCE)
         self.on_local_call: Callable[[str, dict[str, Any]], None] = lambda _type, _detail: None
         """Messages of the call table for the hub's own operations."""
         self.on_dialled: Callable[[int, str | None], None] = lambda _token, _failure: None
         """A dial of ours came to something (None) or failed (why)."""
         self._dials: dict[int, int] = {}
-        self.batch_items = 0
+        self._per_node: dict[str, int] = {}
+        """Connections by NodeId."""
         self._out: dict[int, list[bytes]] = {}
+        """What the batch has brought for each peer's CALLS lane."""
+        self._out_bytes: dict[int, int] = {}
+        self._held: dict[int, list[bytes]] = {}
+        """What a lane did not take, after the streams that filled it were ended."""
         self._timer_at = 0.0
         self._timer: Any = None
         self._loop: Any = None
@@ -89,6 +117,11 @@ class Router:
     # What the border tells (broker.border.Handler).
 
     def opened(self, conn: int, node_id: str, incoming: bool, token: int) -> None:
+        if incoming and (full := self._full(node_id)):
+            self.metrics.refused("limit")
+            self.endpoint.close_connection(conn, CloseCode.LIMIT, full)
+            return
+        self._per_node[node_id] = self._per_node.get(node_id, 0) + 1
         session = Session(conn, node_id, incoming)
         session.identity = {"id": node_id, "scopes": [], "resources": {}}
         self.sessions[conn] = session
@@ -100,7 +133,7 @@ class Router:
 
     def frames(self, conn: int, frames: list[bytes]) -> None:
         session = self.sessions.get(conn)
-        if session is None:
+        if session is None or session.closing:
             return
         controls = self._controls
         try:
@@ -111,6 +144,8 @@ class Router:
                     control(session, message.detail)
                 else:
                     self._on_event(session, message, frame)
+                if session.closing:
+                    return
         except FrameError as error:
             self.close(conn, error.close_code, str(error))
 
@@ -120,13 +155,19 @@ class Router:
             return
         log.info("%s (%s) is gone: %s", session.name, session.node_id[:10], reason)
         self.metrics.disconnected(_reason(code))
-        self._out.pop(conn, None)
+        for waiting in (self._out, self._out_bytes, self._held):
+            waiting.pop(conn, None)
+        self._per_node[session.node_id] -= 1
+        if not self._per_node[session.node_id]:
+            del self._per_node[session.node_id]
         self.topics.gone(conn, session.node_id, expected=code in BROKEN)
         self.perform(self.calls.gone(conn, time.monotonic()))
         if (token := self._dials.pop(conn, None)) is not None:
             self.on_dialled(token, reason)
 
     def drained(self, conn: int) -> None:
+        if (held := self._held.pop(conn, None)) is not None and not self.endpoint.send(conn, held, ext.CALLS):
+            self._held[conn] = held
         self.topics.drained(conn)
 
     def dial_failed(self, token: int, kind: str, code: int | None, message: str) -> None:
@@ -145,32 +186,31 @@ class Router:
     def settle(self) -> None:
         """Fans out, sends the gathered replies, and sets the one timer."""
         self.topics.flush()
-        if self._out:
-            out, self._out = self._out, {}
-            for peer, frames in out.items():
-                if not self.endpoint.send(peer, frames, ext.CALLS) and peer in self.sessions:
-                    self._overflowed(peer)
+        while self._out:
+            self._flush(next(iter(self._out)))
         self._arm()
 
     def send(self, peer: int, type: str, detail: Any) -> None:
         """One control message, with the batch's others."""
-        frame = encode(type, detail)
-        if (frames := self._out.get(peer)) is not None:
-            frames.append(frame)
-        elif peer in self.sessions:
-            self._out[peer] = [frame]
+        self._queue(peer, encode(type, detail))
 
     def close(self, peer: int, code: int, reason: str) -> None:
         """Ends one connection. Its ``closed`` follows."""
+        session = self.sessions.get(peer)
+        if session is not None:
+            if session.closing:
+                return
+            session.closing = True
         if code >= CloseCode.EMPTY_FRAME:
-            session = self.sessions.get(peer)
             log.warning("closing %s: %s (code %d)", session.name if session else peer, reason, code)
             self.metrics.protocol_error(_reason(code))
         self.endpoint.close_connection(peer, code, reason)
 
     def complain(self, peer: int, code: str, message: str, about: str | None) -> None:
+        """A hub.error: something is wrong, and the connection goes on."""
         self.metrics.protocol_error(code.lower())
-        self.send(peer, "hub.error", {"code": code, "message": message, "about": about})
+        about = None if about is None else about[:MAX_ABOUT]
+        self.send(peer, "hub.error", {"code": code, "message": message[:MAX_SHOWN], "about": about})
 
     def perform(self, effects: list[calls.Effect]) -> None:
         """Carries out what the call table decided."""
@@ -230,7 +270,8 @@ class Router:
         topic = message.type
         if topic.startswith(RESERVED_PREFIXES):
             code = "UNKNOWN_TYPE" if not topic.startswith("__") else "RESERVED_TOPIC"
-            self.complain(session.peer, code, f"{topic!r} is reserved and not a message of this version", topic[:128])
+            name = topic[:MAX_ABOUT]
+            self.complain(session.peer, code, f"{name!r} is reserved and not a message of this version", name)
             return
         try:
             meta = message.meta
@@ -239,17 +280,29 @@ class Router:
             else:
                 self._publish_stamped(session, message)
         except TopicError as error:
-            self.complain(session.peer, error.code, str(error), topic[:128])
+            self.complain(session.peer, error.code, str(error), topic)
 
     def _publish_stamped(self, session: Session, message: Message) -> None:
         """An author that sends no place in a sequence gets one in the order of arrival; a false author is overwritten."""
         topic = message.type
-        epoch, seq = session.epochs.get(topic) or (secrets.token_hex(8), 0)
+        known = session.epochs.pop(topic) if topic in session.epochs else None
+        epoch, seq = known or (secrets.token_hex(8), 0)
         meta = {**(message.meta or {}), "author": session.node_id, "epoch": epoch, "seq": seq + 1}
-        self.topics.publish(
-            session.peer, topic, session.node_id, epoch, seq + 1, encode(topic, message.detail, meta)
-        )
-        session.epochs[topic] = (epoch, seq + 1)
+        frame = encode(topic, message.detail, meta)
+        if len(frame) > self.limits.max_frame_bytes:
+            self.complain(
+                session.peer,
+                "LIMIT",
+                f"an event of {len(frame)} bytes with its meta, the limit is {self.limits.max_frame_bytes}",
+                topic,
+            )
+        else:
+            self.topics.publish(session.peer, topic, session.node_id, epoch, seq + 1, frame)
+            seq += 1
+        if seq:
+            if len(session.epochs) >= MAX_NUMBERED:
+                del session.epochs[next(iter(session.epochs))]
+            session.epochs[topic] = (epoch, seq)
 
     def _on_subscribe(self, session: Session, detail: Any) -> None:
         patterns = _patterns(detail, "__subscribe")
@@ -259,13 +312,12 @@ class Router:
                 session.peer, "BAD_PATTERN", f"policy is one of {', '.join(POLICIES)}; patience is 0 to {MAX_PATIENCE:g} s", patterns[0]
             )
             return
-        since = parse_since(since)
+        since, tag = parse_since(since), detail.get("tag")
+        if tag is not None and not (isinstance(tag, str) and len(tag) <= MAX_TAG):
+            raise FrameError(f"__subscribe: tag is not a string of at most {MAX_TAG} characters", close_code=CloseCode.BAD_MESSAGE)
         options = SubscribeOptions(policy=policy, patience=float(patience))
-        for pattern in patterns:
-            try:
-                self.topics.subscribe(session.peer, [pattern], options, since)
-            except TopicError as error:
-                self.complain(session.peer, error.code, str(error), pattern[:128])
+        for pattern, error in self.topics.subscribe(session.peer, patterns, options, since, tag):
+            self.complain(session.peer, error.code, str(error), pattern)
         self.topics.came_back(session.node_id)
 
     def _on_unsubscribe(self, session: Session, detail: Any) -> None:
@@ -288,14 +340,14 @@ class Router:
 
     def _on_head(self, session: Session, detail: Any) -> None:
         match detail:
-            case {"topic": str(topic), "epoch": str(epoch), "seq": int(seq)} if seq >= 0 and _is_epoch(epoch):
-                acked = detail.get("acked", seq)
+            case {"topic": str(topic), "epoch": str(epoch), "seq": int(seq)} if 0 <= seq <= MAX_SEQ and _is_epoch(epoch):
+                acked = detail.get("acked")
+                # What is passed on must be right: a subscriber ends a connection that tells it nonsense.
+                acked = acked if type(acked) is int and 0 <= acked <= seq else seq
                 try:
-                    self.topics.announced(
-                        session.peer, topic, session.node_id, epoch, seq, acked if type(acked) is int else seq
-                    )
+                    self.topics.announced(session.peer, topic, session.node_id, epoch, int(seq), acked)
                 except TopicError as error:
-                    self.complain(session.peer, error.code, str(error), topic[:128])
+                    self.complain(session.peer, error.code, str(error), topic)
             case _:
                 raise FrameError("topic.head needs topic, epoch and seq", close_code=CloseCode.BAD_MESSAGE)
 
@@ -304,14 +356,77 @@ class Router:
 
     # Inside.
 
+    def _queue(self, peer: int, frame: bytes) -> None:
+        if (frames := self._out.get(peer)) is None:
+            if peer not in self.sessions:
+                return
+            frames = self._out[peer] = []
+            self._out_bytes[peer] = 0
+        frames.append(frame)
+        self._out_bytes[peer] += len(frame)
+        if self._out_bytes[peer] > FLUSH_BYTES:
+            self._flush(peer)
+
+    def _flush(self, peer: int) -> None:
+        frames = self._out.pop(peer)
+        del self._out_bytes[peer]
+        session = self.sessions.get(peer)
+        if session is None or session.closing:
+            return
+        if (held := self._held.get(peer)) is not None:
+            held += frames
+            if sum(map(len, held)) > MAX_HELD:
+                self._overflowed(peer)
+        elif not self.endpoint.send(peer, frames, ext.CALLS) and self.endpoint.stats(peer) is not None:
+            self._held[peer] = self._without_streams(peer, frames)
+
+    def _without_streams(self, peer: int, frames: list[bytes]) -> list[bytes]:
+        """A caller does not read what it asked for, or not as fast as it comes: those of its streams that have something
+        in ``frames`` are ended, with an error. What else there is waits for room."""
+        kept: list[bytes] = []
+        ended: set[str] = set()
+        for frame in frames:
+            type, detail, _ = decode(frame)
+            if type == "call.responded" and "from" not in detail:
+                request_id = detail["requestId"]
+                if request_id not in ended and self.calls.asks(peer, request_id):
+                    ended.add(request_id)
+                    why = "the caller does not read this stream as fast as it comes, and gives no credit"
+                    self.perform(self.calls.undeliverable(calls.Send(peer, type, detail), why, time.monotonic()))
+                if request_id in ended:
+                    continue
+            kept.append(frame)
+        return kept
+
     def _send_call(self, effect: calls.Send) -> None:
-        """Like ``send``, for what a peer's JSON is part of."""
-        self.send(effect.peer, effect.type, effect.detail)
+        """Like ``send``, for what a peer's JSON is part of: with what the hub adds it may be too large for a frame."""
+        frame = encode(effect.type, effect.detail)
+        if len(frame) > self.limits.max_frame_bytes:
+            why = f"{effect.type} has {len(frame)} bytes, and a frame at most {self.limits.max_frame_bytes}"
+            if effect.type not in ("call.error", "call.completed"):
+                self.perform(self.calls.undeliverable(effect, why, time.monotonic(), retryable=False))
+                return
+            code = effect.detail.get("code", "EXECUTION_ERROR")
+            error = {"requestId": effect.detail["requestId"], "code": code, "message": why}
+            frame = encode("call.error", error)
+        self._queue(effect.peer, frame)
+
+    def _full(self, node_id: str) -> str:
+        """Why one more connection is too many, or nothing."""
+        if len(self.sessions) >= self.limits.connections:
+            return f"the hub has {self.limits.connections} connections, which is its limit"
+        if self._per_node.get(node_id, 0) >= self.limits.connections_per_node:
+            return f"this NodeId has {self.limits.connections_per_node} connections, which is the limit"
+        return ""
 
     def _overflowed(self, peer: int) -> None:
         """Calls are never dropped: a peer that does not read 8 MiB of them is disconnected, and its calls end with an
         error at their callers."""
         self.close(peer, CloseCode.SLOW_CONSUMER, "slow consumer: the queue of calls and control messages is full")
+
+    def _count_slow(self, peer: int) -> None:
+        if (session := self.sessions.get(peer)) is not None:
+            session.slow += 1
 
     def _count_dropped(self, peer: int, count: int) -> None:
         if (session := self.sessions.get(peer)) is not None:

@@ -23,7 +23,9 @@ class Session:
     identity: dict[str, Any] = field(default_factory=dict)
     """What handlers see of this caller; stamped on each of its calls."""
     epochs: dict[str, tuple[str, int]] = field(default_factory=dict)
-    """(epoch, last seq) per topic that the hub gives to an author that sends no meta. Bounded by the hub's topics."""
+    """(epoch, last seq) per topic that the hub gives to an author that sends no meta: the last MAX_NUMBERED topics."""
+    closing: bool = False
+    """The hub has ended it; what still comes from it is not read."""
     slow: int = 0
     """Times the fan-out found its queue full."""
     dropped: int = 0

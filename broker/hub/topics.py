@@ -13,10 +13,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 from broker import _gossip_ext as ext
+from broker.errors import TopicError
 from broker.hub.metrics import HubMetrics, TopicCounters
 from broker.protocol.codec import encode
 from broker.protocol.ring import MAX_AUTHORS, Demoted, Disconnect, Outcome, Ring, RingSince
@@ -28,6 +29,12 @@ log = logging.getLogger("broker.hub")
 
 FEED_EVENTS, FEED_BYTES = 512, 262_144
 """What a reader is fed at a time: a quarter of a connection's lane, so that the feeds of several topics fit in it."""
+
+FAN_OUT_EVENTS = 512
+"""Events of one batch after which a topic is fanned out, at the latest: well before its ring could overwrite them."""
+
+MAX_IDLE_LOOKED_AT = 64
+"""Topics looked at for one that nobody wants, the quietest first, when there are too many."""
 
 MAX_REPAIRS_WAITING = 256
 """Repairs of one peer that wait for room in its queue."""
@@ -56,7 +63,7 @@ class _Place(NamedTuple):
 class Channel:
     """One concrete topic."""
 
-    __slots__ = ("accounted", "authors", "counters", "group", "leftover", "paused", "pending", "published", "ring", "topic", "unacked")
+    __slots__ = ("accounted", "announced", "authors", "counters", "group", "leftover", "paused", "pending", "published", "ring", "topic", "unacked")
 
     def __init__(self, topic: str, ring: Ring, group: ext.Group, counters: TopicCounters) -> None:
         self.topic, self.ring, self.group, self.counters = topic, ring, group, counters
@@ -72,6 +79,8 @@ class Channel:
         self.paused: set[int] = set()
         self.authors: dict[tuple[str, str], int] = {}
         """(author, epoch) -> the peer that last published under it: where acknowledgements go."""
+        self.announced: dict[tuple[str, str], tuple[int, int]] = {}
+        """(author, epoch) -> (acked, newest) of authors that came back and have not sent it all again."""
 
 
 class Topics:
@@ -85,6 +94,8 @@ class Topics:
         send: Callable[[int, str, Any], None],
         disconnect: Callable[[int, str], None],
         dropped: Callable[[int, int], None],
+        slow: Callable[[int], None],
+        queue: Callable[[int, bytes], None],
         ring_events: int,
         ring_bytes: int,
         most_topics: int,
@@ -92,6 +103,8 @@ class Topics:
     ) -> None:
         self._endpoint, self._metrics = endpoint, metrics
         self._send, self._disconnect, self._dropped = send, disconnect, dropped
+        self._slow, self._queue = slow, queue
+        self._fan_out_events = min(FAN_OUT_EVENTS, max(1, ring_events // 2))
         self._ring_events, self._ring_bytes = ring_events, ring_bytes
         self._most_topics, self._most_bytes = most_topics, most_bytes
         self.channels: dict[str, Channel] = {}
@@ -101,8 +114,8 @@ class Topics:
         self._ack_at: float | None = None
         self._hungry: dict[int, set[str]] = {}
         """Readers by peer: topics that have something for it."""
-        self._paused: dict[int, set[str]] = {}
-        """Patterns a peer has paused, for topics that appear while it is."""
+        self._pauses = Subscriptions()
+        """Patterns that peers have paused, of those that they subscribe to."""
         self._repairs: dict[int, deque[tuple[str, str, str, int, int]]] = {}
         """Repairs that a peer asked for and whose answer its queue did not take yet."""
         self._places: dict[int, _Place] = {}
@@ -129,20 +142,42 @@ class Topics:
                 self._dirty.append(channel)
             channel.pending.append(frame)
             channel.unacked += 1
+            if len(channel.pending) >= self._fan_out_events:
+                self._flush_channel(channel)
         else:
             channel.counters.duplicates += 1
 
     def announced(self, peer: int, topic: str, author: str, epoch: str, seq: int, acked: int) -> None:
         """An author that (re)connects says how far it is: the hub answers with what it has, subscribers learn of what is
         to come. ``acked`` is what some hub has had: where a subscriber that knows nothing of the author begins."""
-        channel = self.channels.get(topic) or self._open(topic)
-        self._remember_author(channel, (author, epoch), peer)
-        have = channel.ring.ackable(author, epoch)
-        self._send(peer, "topic.ack", {"topic": topic, "epoch": epoch, "seq": have})
-        if seq > have:
-            self._flush_channel(channel)
-            begin, end = _head(topic, author, epoch, acked, baseline=True), _head(topic, author, epoch, seq)
-            channel.group.send([encode("topic.head", begin), encode("topic.head", end)])
+        channel, key = self.channels.get(topic) or self._open(topic), (author, epoch)
+        self._remember_author(channel, key, peer)
+        self._send(peer, "topic.ack", {"topic": topic, "epoch": epoch, "seq": channel.ring.ackable(author, epoch)})
+        channel.announced.pop(key, None)
+        if seq <= channel.ring.newest(author, epoch):
+            return
+        if len(channel.announced) >= MAX_AUTHORS:
+            channel.announced.pop(next(iter(channel.announced)))
+        channel.announced[key] = (acked, seq)
+        self._flush_channel(channel)
+        if refused := channel.group.send(self._announcement(channel, key)):
+            self._fell_behind(channel, refused, channel.ring.next_index)  # they are told when they have caught up
+
+    def _announcement(self, channel: Channel, key: tuple[str, str]) -> list[bytes]:
+        """What is to come of an author. Of one that the hub knows nothing of, subscribers that do not know it either begin
+        after what was acknowledged to it; of any other they have a baseline."""
+        acked, seq = channel.announced[key]
+        heads = [_head(channel.topic, *key, seq)]
+        if not channel.ring.newest(*key):
+            heads.insert(0, _head(channel.topic, *key, acked, baseline=True))
+        return [encode("topic.head", head) for head in heads]
+
+    def _announcements(self, channel: Channel) -> list[bytes]:
+        """All that is still to come."""
+        ring = channel.ring
+        for key in [key for key, (_, seq) in channel.announced.items() if ring.newest(*key) >= seq]:
+            del channel.announced[key]
+        return [frame for key in channel.announced for frame in self._announcement(channel, key)]
 
     def _remember_author(self, channel: Channel, key: tuple[str, str], peer: int) -> None:
         if len(channel.authors) >= MAX_AUTHORS and key not in channel.authors:
@@ -158,8 +193,9 @@ class Topics:
         channel = Channel(topic, ring, self._endpoint.group(), self._metrics.topic(topic))
         self.channels[topic] = channel
         now = time.monotonic()
+        paused = self._pauses.match(topic)
         for peer, options in self.subscriptions.match(topic).items():
-            if self._is_paused(peer, topic):
+            if peer in paused and self._is_paused(peer, topic):
                 ring.lag(peer, ring.next_index, options, now)
                 self._pause_reader(channel, peer)
             else:
@@ -171,10 +207,13 @@ class Topics:
     def _close_idlest(self) -> None:
         """Makes room: a topic that nobody wants goes first, else the one quiet for longest. Its readers are told how far it
         had come, so that what they did not get is a hole to them and not the end."""
-        victim = next((c for c in self.channels.values() if not len(c.group) and not c.leftover), None)
+        quietest = islice(self.channels.values(), MAX_IDLE_LOOKED_AT)
+        victim = next((c for c in quietest if not len(c.group) and not c.leftover), None)
         victim = victim or next(iter(self.channels.values()))
         self._flush_channel(victim)
-        self._send_acks(victim)
+        self._ack_due.pop(victim.topic, None)
+        for head in victim.ring.heads():
+            self._ack(victim, *head)  # also what was withheld: nobody will release it
         for peer in victim.leftover:
             for author, epoch, seq in victim.ring.heads():
                 self._send(peer, "topic.head", _head(victim.topic, author, epoch, seq))
@@ -233,6 +272,7 @@ class Topics:
         for peer in peers:
             if peer in options:
                 self.fell_behind += 1
+                self._slow(peer)
                 channel.ring.lag(peer, index, options[peer], now)
                 self._add_reader(channel, peer)
                 self._hungry.setdefault(peer, set()).add(channel.topic)
@@ -248,10 +288,13 @@ class Topics:
         if channel.ring.held:
             return  # withheld: this is what slows publishers down
         channel.unacked = 0
-        for author, epoch, seq in channel.ring.newly_ackable():
-            peer = channel.authors.get((author, epoch))
-            if peer is not None:
-                self._send(peer, "topic.ack", {"topic": channel.topic, "epoch": epoch, "seq": seq})
+        for head in channel.ring.newly_ackable():
+            self._ack(channel, *head)
+
+    def _ack(self, channel: Channel, author: str, epoch: str, seq: int) -> None:
+        peer = channel.authors.get((author, epoch))
+        if peer is not None:
+            self._send(peer, "topic.ack", {"topic": channel.topic, "epoch": epoch, "seq": seq})
 
     # Readers.
 
@@ -289,11 +332,18 @@ class Topics:
                 channel.leftover[peer] = frames
                 self._hungry.setdefault(peer, set()).add(channel.topic)
                 break
-            channel.counters.delivered += len(frames)
+            self._count_read(channel, frames)
             if caught_up:
                 self._rejoin(channel, peer)
+            elif not frames:
+                break  # the ring has nothing for it now
         self._released(channel)
         return peer in channel.leftover
+
+    def _count_read(self, channel: Channel, frames: list[bytes]) -> None:
+        events = sum(not frame.startswith(LOST_FRAME) for frame in frames)
+        channel.counters.delivered += events
+        channel.counters.repaired += events
 
     def _add_reader(self, channel: Channel, peer: int) -> None:
         channel.leftover.setdefault(peer, [])
@@ -309,6 +359,8 @@ class Topics:
     def _rejoin(self, channel: Channel, peer: int) -> None:
         self._end_reader(channel, peer)
         channel.group.add(peer)
+        if channel.announced and (frames := self._announcements(channel)):
+            self._tell_ahead(peer, frames)
         if (topics := self._hungry.get(peer)) is not None:
             topics.discard(channel.topic)
 
@@ -342,72 +394,124 @@ class Topics:
         """Sends in order with the events."""
         return not frames or self._endpoint.send(peer, frames, ext.TOPICS)
 
+    def _tell_ahead(self, peer: int, frames: list[bytes]) -> None:
+        """Sends heads: in order with the events, or when its queue of events is full, ahead of them."""
+        if not self._tell(peer, frames):
+            for frame in frames:
+                self._queue(peer, frame)
+
     # Subscribing.
 
-    def subscribe(self, peer: int, patterns: Sequence[str], options: SubscribeOptions, since: Any) -> None:
-        """Raises TopicError for a bad pattern; those before it count."""
+    def subscribe(
+        self, peer: int, patterns: Sequence[str], options: SubscribeOptions, since: Any, tag: str | None = None
+    ) -> list[tuple[str, TopicError]]:
+        """Returns the patterns that were refused; the others count. ``tag`` comes back in the heads that answer."""
+        taken: list[str] = []
+        refused: list[tuple[str, TopicError]] = []
         for pattern in patterns:
-            self.subscriptions.add(peer, pattern, options)
-            self._unpause(peer, pattern)
-            for channel in list(self.channels.values()):
-                if matches(pattern, channel.topic):
-                    self._place(channel, peer, options, since)
+            try:
+                self.subscriptions.add(peer, pattern, options)
+            except TopicError as error:
+                refused.append((pattern, error))
+            else:
+                self._pauses.remove(peer, pattern)
+                taken.append(pattern)
+        for channel in self._covered(taken):
+            self._place(channel, peer, since, tag)
+        return refused
 
-    def _place(self, channel: Channel, peer: int, options: SubscribeOptions, since: Any) -> None:
+    def _covered(self, patterns: Sequence[str]) -> list[Channel]:
+        """The channels that valid patterns match. One pass over the topics, however many patterns there are."""
+        found = [channel for pattern in patterns if (channel := self.channels.get(pattern)) is not None]
+        wild = [pattern for pattern in patterns if "*" in pattern or ">" in pattern]
+        if len(wild) == 1:
+            found += [channel for channel in self.channels.values() if matches(wild[0], channel.topic)]
+        elif wild:
+            wanted = Subscriptions()
+            for pattern in wild:
+                wanted.add(0, pattern, ANY)
+            found += [channel for channel in self.channels.values() if wanted.covering(0, channel.topic)]
+        return list(dict.fromkeys(found))
+
+    def _place(self, channel: Channel, peer: int, since: Any, tag: str | None) -> None:
         """Where a subscriber begins on one topic. It is told the newest seq of each author: its baseline, or its hole."""
         self._flush_channel(channel)
         baseline = since is None
-        heads = [_head(channel.topic, *head, baseline=baseline) for head in channel.ring.heads()]
-        if not self._tell(peer, [encode("topic.head", head) for head in heads]):
-            for head in heads:  # its queue of events is full: ahead of them, then
-                self._send(peer, "topic.head", head)
+        behind = peer in channel.leftover
+        heads = self._heads(channel, baseline=baseline)
+        frames = [encode("topic.head", _head(channel.topic, *head, baseline=baseline, tag=tag)) for head in heads]
+        if behind and not baseline and tag is not None:
+            # Its place changes for what else it subscribed to the topic with, too: that must know what it has not got.
+            frames += [encode("topic.head", _head(channel.topic, *head)) for head in heads]
+        self._tell_ahead(peer, frames)
         if baseline:
-            if peer not in channel.leftover:
+            if behind:
+                self._look_again(channel, peer)
+            else:
                 channel.group.add(peer)
             return
         channel.group.remove(peer)
         channel.leftover.pop(peer, None)
         channel.paused.discard(peer)
         of_topic: RingSince = since.get(channel.topic, {}) if isinstance(since, Mapping) else since
+        options = self.subscriptions.match(channel.topic)[peer]
         channel.ring.seek(peer, of_topic, options, time.monotonic())
         if channel.ring.lagging(peer):
             self._add_reader(channel, peer)
             self._feed(channel, peer)
         else:
             self._rejoin(channel, peer)
+            self._released(channel)
+
+    def _heads(self, channel: Channel, *, baseline: bool) -> list[tuple[str, str, int]]:
+        """How far each author is, as far as the hub knows or has been told. A baseline leaves out what is still to come."""
+        heads = {(author, epoch): seq for author, epoch, seq in channel.ring.heads()}
+        for key, (acked, seq) in channel.announced.items():
+            heads[key] = max(heads.get(key, 0), acked if baseline else seq)
+        return [(*key, seq) for key, seq in heads.items()]
 
     def unsubscribe(self, peer: int, patterns: Sequence[str]) -> None:
-        for pattern in patterns:
-            if not self.subscriptions.remove(peer, pattern):
-                continue
-            for channel in self.channels.values():
-                if matches(pattern, channel.topic) and peer not in self.subscriptions.match(channel.topic):
-                    self._flush_channel(channel)
-                    self._leave(channel, peer)
+        gone = [pattern for pattern in patterns if self.subscriptions.remove(peer, pattern)]
+        for pattern in gone:
+            self._pauses.remove(peer, pattern)
+        for channel in self._covered(gone):
+            self._flush_channel(channel)
+            if peer not in self.subscriptions.match(channel.topic):
+                self._leave(channel, peer)
+                self._released(channel)
+            else:
+                self._look_again(channel, peer)
 
     def pause(self, peer: int, patterns: Sequence[str]) -> None:
-        """The subscriber's own queue is full: it becomes a reader that is not fed."""
+        """The subscriber's own queue is full. A topic of which all its patterns are paused is read by it no more."""
         known = set(patterns).intersection(self.subscriptions.patterns(peer))
-        self._paused.setdefault(peer, set()).update(known)
-        now = time.monotonic()
-        for channel in self.channels.values():
-            if any(matches(pattern, channel.topic) for pattern in known):
-                self._flush_channel(channel)
-                if peer not in channel.leftover:
-                    options = self.subscriptions.match(channel.topic)[peer]
-                    channel.ring.lag(peer, channel.ring.next_index, options, now)
-                self._pause_reader(channel, peer)
+        for pattern in known:
+            self._pauses.add(peer, pattern, ANY)
+        for channel in self._covered(list(known)):
+            self._look_again(channel, peer)
 
     def resume(self, peer: int, patterns: Sequence[str]) -> None:
-        for pattern in patterns:
-            self._unpause(peer, pattern)
-        for channel in self.channels.values():
-            if peer in channel.paused and not self._is_paused(peer, channel.topic):
-                channel.paused.discard(peer)
-                options = self.subscriptions.match(channel.topic)[peer]
-                # From where it was: an index that is not behind its own moves nothing.
+        """It goes on from where it was."""
+        gone = [pattern for pattern in patterns if self._pauses.remove(peer, pattern)]
+        for channel in self._covered(gone):
+            self._look_again(channel, peer)
+
+    def _look_again(self, channel: Channel, peer: int) -> None:
+        """Its patterns or its pauses have changed."""
+        options = self.subscriptions.match(channel.topic).get(peer)
+        if options is None:
+            return
+        paused = self._is_paused(peer, channel.topic)
+        if paused and peer not in channel.paused:
+            self._flush_channel(channel)
+            if peer not in channel.leftover:
                 channel.ring.lag(peer, channel.ring.next_index, options, time.monotonic())
-                self._feed(channel, peer)
+            self._pause_reader(channel, peer)
+        elif not paused and peer in channel.paused:
+            channel.paused.discard(peer)
+            # An index that is not behind its own moves nothing.
+            channel.ring.lag(peer, channel.ring.next_index, options, time.monotonic())
+            self._feed(channel, peer)
 
     def _pause_reader(self, channel: Channel, peer: int) -> None:
         channel.group.remove(peer)
@@ -416,28 +520,44 @@ class Topics:
         self._add_reader(channel, peer)
 
     def _is_paused(self, peer: int, topic: str) -> bool:
-        return any(matches(pattern, topic) for pattern in self._paused.get(peer, ()))
-
-    def _unpause(self, peer: int, pattern: str) -> None:
-        if (paused := self._paused.get(peer)) is not None:
-            paused.discard(pattern)
-            if not paused:
-                del self._paused[peer]
+        """Whether every pattern of a peer that matches is paused: one subscription of a program does not hold up another."""
+        paused = self._pauses.covering(peer, topic)
+        return paused > 0 and paused == self.subscriptions.covering(peer, topic)
 
     def repair(self, peer: int, topic: str, author: str, epoch: str, first: int, last: int) -> None:
-        """A hole that a subscriber saw: what is in the ring is sent, the rest is named lost. A long one is answered in
-        part; the subscriber asks for the rest."""
+        """A hole that a subscriber saw: what is in the ring is sent, the rest is named lost."""
         channel = self.channels.get(topic)
         if channel is None:
             return  # its author may yet come back and refill; the subscriber asks again, and gives up in the end
         self._flush_channel(channel)
+        while first <= last:
+            frames, missing = self._span(channel, author, epoch, first, last)
+            if not frames and not missing:
+                return
+            gone = [_lost(topic, author, epoch, a, b) for a, b in missing]
+            if not self._tell(peer, [*frames, *gone]):
+                # Its queue is full: answered when it has room. What overflows here is asked for again.
+                waiting = self._repairs.setdefault(peer, deque(maxlen=MAX_REPAIRS_WAITING))
+                waiting.append((topic, author, epoch, first, last))
+                return
+            self._count_read(channel, frames)
+            lost = sum(b - a + 1 for a, b in missing)
+            channel.counters.lost += lost
+            self._dropped(peer, lost)
+            first += len(frames) + lost
+
+    def _span(
+        self, channel: Channel, author: str, epoch: str, first: int, last: int
+    ) -> tuple[list[bytes], list[tuple[int, int]]]:
+        """What can be answered at a time."""
         frames, missing = channel.ring.range(author, epoch, first, last, FEED_EVENTS)
-        if not self._tell(peer, [*frames, *(_lost(topic, author, epoch, a, b) for a, b in missing)]):
-            # Its queue is full: answered when it has room. What overflows here is asked for again.
-            waiting = self._repairs.setdefault(peer, deque(maxlen=MAX_REPAIRS_WAITING))
-            waiting.append((topic, author, epoch, first, last))
-        else:
-            channel.counters.repaired += len(frames)
+        size = 0
+        for fit, frame in enumerate(frames):
+            size += len(frame)
+            if size > FEED_BYTES and fit:
+                frames, missing = channel.ring.range(author, epoch, first, last, fit)
+                break
+        return frames, missing
 
     @property
     def lagging(self) -> int:
@@ -499,7 +619,7 @@ class Topics:
             self._keep_places(peer, node_id)
         self.subscriptions.drop(peer)
         self._hungry.pop(peer, None)
-        self._paused.pop(peer, None)
+        self._pauses.drop(peer)
         self._repairs.pop(peer, None)
         for channel in list(self._read):
             if peer in channel.leftover:
@@ -529,8 +649,16 @@ class Topics:
         return min(dues, default=None)
 
 
-def _head(topic: str, author: str, epoch: str, seq: int, *, baseline: bool = False) -> dict[str, Any]:
-    return {"topic": topic, "author": author, "epoch": epoch, "seq": seq, "baseline": baseline}
+ANY = SubscribeOptions()
+"""For tables of patterns alone."""
+LOST_FRAME = b'{"type":"topic.lost"'
+
+
+def _head(
+    topic: str, author: str, epoch: str, seq: int, *, baseline: bool = False, tag: str | None = None
+) -> dict[str, Any]:
+    head = {"topic": topic, "author": author, "epoch": epoch, "seq": seq, "baseline": baseline}
+    return head if tag is None else {**head, "tag": tag}
 
 
 def _lost(topic: str, author: str, epoch: str, first: int, last: int) -> bytes:

@@ -193,6 +193,11 @@ class CallTable:
         spoke = self._peers.get(peer)
         return len(spoke.legs) if spoke else 0
 
+    def asks(self, peer: Peer, request_id: str) -> bool:
+        """Whether this peer has a call under that id that has not ended."""
+        spoke = self._peers.get(peer)
+        return spoke is not None and request_id in spoke.calls
+
     # Who offers what
 
     def register(self, peer: Peer, node_id: str, name: str | None, registration: Registration) -> None:

@@ -232,6 +232,10 @@ class Subscriptions:
             self._cache[topic] = found
         return found
 
+    def covering(self, peer: Peer, topic: str) -> int:
+        """How many of a peer's patterns match ``topic``."""
+        return sum(peer in holders for holders in _walk(self._root, topic.split(".")))
+
     def _collect(self, topic: str) -> dict[Peer, SubscribeOptions]:
         found: dict[Peer, SubscribeOptions] = {}
         for holders in _walk(self._root, topic.split(".")):

@@ -64,8 +64,9 @@ class _Stream:
 class Calls:
     """All calls in flight of one spoke."""
 
-    def __init__(self, send: Callable[[str, Any], bool]) -> None:
-        self._send = send
+    def __init__(self, send: Callable[[str, Any], bool], control: Callable[[str, Any], None]) -> None:
+        """``send`` may refuse; ``control`` takes aborts and credit."""
+        self._send, self._control = send, control
         self._caller = caller.Caller()
         self._results: dict[str, asyncio.Future[Any]] = {}
         self._streams: dict[str, _Stream] = {}
@@ -161,8 +162,13 @@ class Calls:
         detail = self._caller.start(
             request_id, operation, input, now, timeout, parent=parent, all=everyone, stream=stream, window=window
         )
-        if not self._send("call.requested", detail):
-            self._caller.give_up(request_id, "not sent")
+        sent = False
+        try:
+            sent = self._send("call.requested", detail)
+        finally:
+            if not sent:
+                self._caller.give_up(request_id, "not sent")
+        if not sent:
             raise ExecutionFailed(
                 f"{operation} was not asked: there is no connection to the hub, or its queue is full", retryable=True
             )
@@ -187,7 +193,7 @@ class Calls:
                 case caller.Failed(request_id, code, message, details):
                     self._fail(request_id, call_error(code, message, details))
                 case caller.Send():
-                    self._send(effect.type, effect.detail)
+                    self._control(effect.type, effect.detail)
 
     def _resolve(self, request_id: str, output: Any) -> None:
         future = self._results.get(request_id)

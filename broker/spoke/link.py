@@ -11,21 +11,24 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from broker import _gossip_ext as ext
 from broker.border import attach
-from broker.errors import Closed, ConnectError, ConnectionLost, FrameError, Refused, Unreachable
+from broker.errors import Closed, ConnectError, ConnectionLost, EventTooLarge, FrameError, Refused, Unreachable
 from broker.protocol.codec import Message, decode, encode
 from broker.protocol.ticket import Ticket
-from broker.protocol.wire import CloseCode
+from broker.protocol.wire import RESERVED_PREFIXES, CloseCode
 from broker.spoke.options import SpokeOptions
 
 __all__ = ["Link"]
 
 log = logging.getLogger("broker.spoke")
 
+BACKLOG_BYTES = 8 * 1024 * 1024
+"""Control messages that wait for room in the queue to the hub. A hub that lets so many wait is not reading."""
 REGISTER_TIMEOUT = 10.0
 """A hub that took the connection says hub.register within this time, or the connection counts as failed."""
 
@@ -48,6 +51,8 @@ class Link:
         self.connects = 0
         self.disconnects = 0
         self._conn: int | None = None
+        self._backlog: deque[bytes] = deque()
+        self._backlog_bytes = 0
         self._registered = False
         self._change = asyncio.Event()
         self._failure: ConnectError | None = None
@@ -133,8 +138,34 @@ class Link:
     # Sending.
 
     def send(self, type: str, detail: Any) -> bool:
-        """One control message or call, before all topics. False when there is no connection or its queue is full."""
-        return self.send_calls([encode(type, detail)])
+        """One call or answer, before all topics. False when there is no connection or its queue is full. ValueError for
+        what is not JSON, EventTooLarge for what no frame takes."""
+        frame = encode(type, detail)
+        limit = self._options.max_frame_bytes
+        if len(frame) > limit:
+            raise EventTooLarge(
+                f"{type}: a message of {len(frame)} bytes, the limit is {limit}. Send a reference to the data, or split it.",
+                size=len(frame),
+                limit=limit,
+            )
+        return self.send_calls([frame])
+
+    def control(self, type: str, detail: Any) -> None:
+        """One message that may not be lost while the connection lasts: it waits for room, in order."""
+        if self._conn is None or self.endpoint is None:
+            return
+        frame = encode(type, detail)
+        if not self._backlog and self.send_calls([frame]):
+            return
+        self._backlog.append(frame)
+        self._backlog_bytes += len(frame)
+        if self._backlog_bytes > BACKLOG_BYTES:
+            log.warning("the hub does not read what this spoke sends; connecting again")
+            self.endpoint.close_connection(self._conn, CloseCode.SLOW_CONSUMER, "the hub does not read")
+
+    def _send_backlog(self) -> None:
+        while self._backlog and self.send_calls([self._backlog[0]]):
+            self._backlog_bytes -= len(self._backlog.popleft())
 
     def send_calls(self, frames: list[bytes]) -> bool:
         return self._conn is not None and self.endpoint is not None and self.endpoint.send(self._conn, frames, ext.CALLS)
@@ -159,8 +190,14 @@ class Link:
             self.endpoint.close_connection(conn, CloseCode.NORMAL, "this spoke has a hub already")
             return
         self._conn, self.hub_node_id = conn, node_id
-        self.send("hub.register", self._registration())
+        self.control("hub.register", self._registration())
+        if incoming:  # who dialled and says nothing must not keep the hub out
+            asyncio.get_running_loop().call_later(REGISTER_TIMEOUT, self._still_silent, conn)
         self._signal()
+
+    def _still_silent(self, conn: int) -> None:
+        if conn == self._conn and not self._registered and self.endpoint is not None:
+            self.endpoint.close_connection(conn, CloseCode.NORMAL, "no hub.register in time")
 
     def frames(self, conn: int, frames: list[bytes]) -> None:
         if conn != self._conn:
@@ -170,10 +207,10 @@ class Link:
             for frame in frames:
                 message = decode(frame)
                 receiver = receivers.get(message.type)
-                if receiver is None:
-                    on_event(message)
-                else:
+                if receiver is not None:
                     receiver(message.detail)
+                elif not message.type.startswith(RESERVED_PREFIXES):  # else of a later version than this
+                    on_event(message)
         except FrameError as error:
             self.fail(error)
 
@@ -193,6 +230,7 @@ class Link:
 
     def drained(self, conn: int) -> None:
         if conn == self._conn:
+            self._send_backlog()
             self.on_drained()
 
     def dial_failed(self, token: int, kind: str, code: int | None, message: str) -> None:
@@ -228,6 +266,8 @@ class Link:
 
     def _forget(self) -> None:
         was_up, self._registered, self._conn = self._registered, False, None
+        self._backlog.clear()
+        self._backlog_bytes = 0
         if was_up:
             self.disconnects += 1
             self.on_down()
@@ -255,9 +295,14 @@ class Link:
         """Dials once. True when the hub has registered."""
         assert self.endpoint is not None
         self._token = token = random.getrandbits(62)
-        self.endpoint.dial(
-            token, ticket.node_id, list(ticket.addrs), list(ticket.relays), timeout=self._options.dial_timeout
-        )
+        try:
+            self.endpoint.dial(
+                token, ticket.node_id, list(ticket.addrs), list(ticket.relays), timeout=self._options.dial_timeout
+            )
+        except ValueError as error:
+            self._failure = Unreachable(f"the ticket cannot be dialled: {error}")
+            self._signal()
+            return False
         try:
             async with asyncio.timeout(self._options.dial_timeout + REGISTER_TIMEOUT):
                 while self._token == token and self._conn is None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any, NamedTuple
 
-from broker.errors import AccessDenied, CallTimeout, EventTooLarge
+from broker.errors import AccessDenied, CallTimeout, Closed, EventTooLarge
 from broker.protocol.publication import Publication, PublicationLimits
 from broker.protocol.routing import check_topic
 
@@ -55,7 +55,7 @@ class Publisher:
         self,
         *,
         send: Callable[[list[bytes]], bool],
-        send_control: Callable[[str, Any], bool],
+        send_control: Callable[[str, Any], None],
         clock_ms: Callable[[], int],
         max_frame_bytes: int,
     ) -> None:
@@ -68,7 +68,9 @@ class Publisher:
         self._pump_due = False
         self._sending: dict[str, _Outbox] = {}
         """Publications that have something to send."""
-        self._idle: deque[asyncio.Future[None]] = deque()
+        self._flushes: dict[asyncio.Future[None], dict[_Outbox, int]] = {}
+        """Who waits for acknowledgements, and up to which seq of each publication."""
+        self._closed = False
         self.published = 0
 
     def identify(self, node_id: str) -> None:
@@ -80,6 +82,8 @@ class Publisher:
         box = self._boxes.get(topic) or self._open(topic)
         if box.publication.full:
             await self._room(box, topic, timeout)
+        if self._closed:
+            raise Closed("the spoke was closed")
         if box.refused is not None:
             raise AccessDenied(f"{topic}: {box.refused}")
         publication = box.publication
@@ -92,11 +96,12 @@ class Publisher:
 
     async def flush(self, timeout: float | None) -> None:
         """Returns when the hub has acknowledged everything published so far."""
-        loop = asyncio.get_running_loop()
-        if self.unacknowledged == 0:
+        self._raise_refused()
+        wanted = {box: box.publication.next_seq - 1 for box in self._boxes.values() if box.publication.unacked}
+        if not wanted:
             return
-        done: asyncio.Future[None] = loop.create_future()
-        self._idle.append(done)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._flushes[done] = wanted
         try:
             async with asyncio.timeout(timeout):
                 await done
@@ -107,8 +112,9 @@ class Publisher:
                 "they are kept and go on being sent while this spoke runs"
             ) from None
         finally:
-            if done in self._idle:
-                self._idle.remove(done)
+            del self._flushes[done]
+        if self._closed and any(box.publication.acked < seq for box, seq in wanted.items()):
+            raise Closed(f"the spoke was closed before the hub had acknowledged {self.unacknowledged} events")
 
     def _raise_refused(self) -> None:
         for topic, box in self._boxes.items():
@@ -127,6 +133,7 @@ class Publisher:
         self._connected, self._acknowledges = True, acknowledges
         for box in self._boxes.values():
             box.live = not acknowledges
+            box.refused = None  # the hub, or its mind, may be another
             if acknowledges:
                 box.unsent.clear()
                 publication = box.publication
@@ -156,8 +163,20 @@ class Publisher:
         if (box := self._boxes.get(topic)) is not None:
             box.refused = message
             box.unsent.clear()
+            self._sending.pop(topic, None)
             self._wake(box.waiters)
-            self._wake(self._idle)
+            for done, wanted in self._flushes.items():
+                if box in wanted and not done.done():
+                    done.set_result(None)
+
+    def close(self) -> None:
+        """Whoever waits is told; nothing is sent any more."""
+        self._closed = True
+        for box in self._boxes.values():
+            self._wake(box.waiters)
+        for done in self._flushes:
+            if not done.done():
+                done.set_result(None)
 
     def drained(self) -> None:
         """The path has room again."""
@@ -181,7 +200,7 @@ class Publisher:
     async def _room(self, box: _Outbox, topic: str, timeout: float | None) -> None:
         try:
             async with asyncio.timeout(timeout):
-                while box.publication.full and box.refused is None:
+                while box.publication.full and box.refused is None and not self._closed:
                     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                     box.waiters.append(waiter)
                     await waiter
@@ -194,8 +213,9 @@ class Publisher:
     def _room_made(self, box: _Outbox) -> None:
         if box.waiters and not box.publication.full:
             self._wake(box.waiters)
-        if self._idle and self.unacknowledged == 0:
-            self._wake(self._idle)
+        for done, wanted in self._flushes.items():
+            if box in wanted and not done.done() and all(one.publication.acked >= seq for one, seq in wanted.items()):
+                done.set_result(None)
 
     def _wake(self, waiters: deque[asyncio.Future[None]]) -> None:
         while waiters:

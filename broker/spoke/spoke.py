@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from broker import _gossip_ext as ext
-from broker.errors import FrameError
+from broker.errors import AccessDenied, FrameError, TopicError
 from broker.events import Event
 from broker.protocol.registration import Operation, Registration, parse, to_detail
 from broker.protocol.routing import check_pattern
@@ -36,6 +36,9 @@ log = logging.getLogger("broker.spoke")
 
 CAPABILITIES = ("topic.ack", "topic.repair", "call.credit")
 DEFAULT_TIMEOUT = 30.0
+PUBLISHING_COMPLAINTS = ("BAD_TOPIC", "RESERVED_TOPIC", "ACCESS_DENIED")
+SUBSCRIBING_COMPLAINTS = ("BAD_PATTERN", "RESERVED_TOPIC", "ACCESS_DENIED", "LIMIT")
+"""A complaint names a topic or pattern, and its code says which."""
 
 Listener = Callable[[Event], Awaitable[None]]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -52,18 +55,19 @@ class Spoke:
         self._offers: dict[str, Offer] = {}
         self._listeners: list[tuple[str, Listener]] = []
         self._listening: list[asyncio.Task[None]] = []
+        self._draining = False
         self._link = Link(
             secret=secret or ext.generate_secret(), options=self.options, registration=self._registration
         )
-        self._calls = Calls(self._link.send)
-        self._answers = Answers(self._offers, self._link.send)
+        self._calls = Calls(self._link.send, self._link.control)
+        self._answers = Answers(self._offers, self._link.send, self._link.control)
         self._publisher = Publisher(
             send=self._link.send_topics,
-            send_control=self._link.send,
+            send_control=self._link.control,
             clock_ms=lambda: time.time_ns() // 1_000_000,
             max_frame_bytes=self.options.max_frame_bytes,
         )
-        self._subscriptions = Subscriptions(self._link.send)
+        self._subscriptions = Subscriptions(self._link.control)
         self._wire()
 
     def _wire(self) -> None:
@@ -79,7 +83,7 @@ class Spoke:
         link.receivers["topic.lost"] = self._subscriptions.on_lost
         link.on_event = self._subscriptions.on_event
         link.on_batch = self._subscriptions.on_batch
-        link.on_drained = self._publisher.drained
+        link.on_drained = self._on_drained
         link.on_up = self._on_up
         link.on_down = self._on_down
 
@@ -126,7 +130,20 @@ class Spoke:
             raise ValueError(f"{offer.operation.id} is offered already")
         self._offers[offer.operation.id] = offer
         if self._link.up:
-            self._link.send("hub.register", self._registration())
+            self._link.control("hub.register", self._registration())
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """What it offers, by id."""
+        return tuple(self._offers)
+
+    def configure(
+        self, *, name: str | None = None, secret: bytes | None = None, options: SpokeOptions | None = None
+    ) -> None:
+        """For whoever runs a spoke that somebody else has written, before it starts. None leaves a thing as it is."""
+        self.name = name or self.name
+        self.options = options or self.options
+        self._link.configure(secret, self.options)
 
     # Life.
 
@@ -178,7 +195,9 @@ class Spoke:
         await self._link.wait_up(timeout)
 
     async def drain(self, timeout: float) -> int:
-        """Finishes the calls being answered. Returns how many were cancelled at the deadline."""
+        """Offers nothing any more and finishes the calls being answered. Returns how many were cancelled at the deadline."""
+        self._draining = True
+        self._link.control("hub.register", self._registration())
         return await self._answers.finish(timeout)
 
     async def close(self) -> None:
@@ -187,7 +206,8 @@ class Spoke:
         await asyncio.gather(*self._listening, return_exceptions=True)
         self._listening = []
         self._subscriptions.fail_all()
-        self._answers.lost()
+        self._publisher.close()
+        await self._answers.finish(0)
         await self._link.close()
 
     # Asking, publishing, subscribing.
@@ -236,6 +256,19 @@ class Spoke:
             owner=self._subscriptions,
         )
 
+    def counts(self) -> dict[str, int]:
+        """What it has done so far: ``connects``, ``calls_running``, ``published``, ``received``."""
+        return {
+            "connects": self._link.connects,
+            "calls_running": self._answers.running,
+            "published": self._publisher.published,
+            "received": self._subscriptions.received,
+        }
+
+    def on_call_ended(self, listener: Callable[[str, str, float], None]) -> None:
+        """``listener(operation, code, seconds)`` is called for each call that was answered here."""
+        self._answers.on_ended = listener
+
     def stats(self) -> ext.ConnectionStats | None:
         """A reading of the connection; None while there is none."""
         return self._link.stats()
@@ -245,7 +278,7 @@ class Spoke:
     def _registration(self) -> dict[str, Any]:
         return to_detail(
             Registration(
-                operations=tuple(offer.operation for offer in self._offers.values()),
+                operations=() if self._draining else tuple(offer.operation for offer in self._offers.values()),
                 name=self.name,
                 topics=tuple(pattern for pattern, _ in self._listeners),
                 protocol=PROTOCOL_VERSION,
@@ -257,6 +290,10 @@ class Spoke:
         capabilities = parse(hub_registration, from_hub=True).capabilities
         self._subscriptions.on_up()
         self._publisher.connected(acknowledges="topic.ack" in capabilities)
+
+    def _on_drained(self) -> None:
+        self._answers.drained()
+        self._publisher.drained()
 
     def _on_down(self) -> None:
         self._subscriptions.on_down()
@@ -271,9 +308,15 @@ class Spoke:
 
     def _on_complaint(self, detail: Any) -> None:
         if isinstance(detail, dict):
-            log.warning("the hub says %s: %s", detail.get("code"), detail.get("message"))
-            if isinstance(about := detail.get("about"), str):
-                self._publisher.refused(about, f"{detail.get('code')}: {detail.get('message')}")
+            code, message, about = detail.get("code"), detail.get("message"), detail.get("about")
+            log.warning("the hub says %s: %s", code, message)
+            if not isinstance(about, str) or not isinstance(code, str):
+                return
+            if code in PUBLISHING_COMPLAINTS:
+                self._publisher.refused(about, f"{code}: {message}")
+            if code in SUBSCRIBING_COMPLAINTS:
+                text = f"the hub does not take the subscription to {about!r}: {message}"
+                self._subscriptions.refused(about, AccessDenied(text) if code == "ACCESS_DENIED" else TopicError(text, code=code))
 
     async def _listen(self, pattern: str, listener: Listener) -> None:
         async with self.subscribe(pattern) as events:

@@ -32,6 +32,9 @@ HARD_BOUND = 8
 """Times ``subscription_events`` that a paused queue still takes: what the hub's lane, QUIC's window and the inbox can
 hold of small events between the request to pause and its effect."""
 
+UNPLACED_TOPICS = 16_384
+"""Topics without places that one subscription counts on; beyond it it counts anew, in a new epoch."""
+
 
 class Owner(Protocol):
     """What a subscription asks of the spoke that it belongs to."""
@@ -60,7 +63,8 @@ class Subscription:
         bound: int,
         owner: Owner,
     ) -> None:
-        self.patterns, self.since, self.policy, self.patience = patterns, since, policy, patience
+        self.patterns = tuple(dict.fromkeys(patterns))
+        self.since, self.policy, self.patience = since, policy, patience
         self._owner = owner
         self._bound = bound
         self._queue: deque[Event] = deque()
@@ -70,6 +74,11 @@ class Subscription:
         self._gaps = False
         self._error: BrokerError | None = None
         self._ended = False
+        self._last_verdict = "complete"
+        self.tag = ""
+        """What the hub is told to call it; set by the owner."""
+        self._unplaced: dict[str, int] = {}
+        self._unplaced_epoch = 0
         self.began = False
         """The hub has heard of it on some connection; set by the owner."""
         self.dropped = 0
@@ -83,10 +92,13 @@ class Subscription:
 
     @property
     def verdict(self) -> str:
-        """One word for all of it: the worst of the authors' verdicts, or ``pending`` while the hub is away."""
-        if not self._owner.connected:
-            return "pending"
-        return worst(self.verdicts)
+        """One word for all of it: the worst of the authors' verdicts, or ``pending`` while the hub is away or holds back
+        what the program has no room for. After the end, the last one."""
+        if self._ended:
+            return self._last_verdict
+        word = worst(self.verdicts)
+        open = not self._owner.connected or self._paused
+        return "pending" if open and not word.startswith("lost") else word
 
     @property
     def queued(self) -> int:
@@ -144,14 +156,37 @@ class Subscription:
 
     def receive(self, topic: str, author: str, epoch: str, seq: int, event: Event, now: float) -> None:
         """One event that matches. Follow a batch of these by :meth:`wake`."""
-        if self._ended or (self._paused and self._full()):
+        if self._ended:
+            return
+        if self._paused and self._full():
+            # It is known to exist from here on, so it cannot be forgotten: a hole until the hub sends it again.
+            self._sequences.head(topic, author, epoch, seq - 1, now, baseline=True)
+            self._sequences.head(topic, author, epoch, seq, now)
             return
         ready = self._sequences.event(topic, author, epoch, seq, event, now)
         if ready:
             self._admit(ready)
 
+    def receive_unplaced(self, topic: str, detail: Any, now: float) -> None:
+        """One event of a hub that gives events no place (upstream's): its place is its turn of arrival, counted here from
+        where this subscription begins, so that what such a hub never sent is no hole."""
+        if self._ended:
+            return
+        if len(self._unplaced) >= UNPLACED_TOPICS and topic not in self._unplaced:
+            self._unplaced.clear()
+            self._unplaced_epoch += 1
+        begins = max(self.since, 1) if isinstance(self.since, int) else 1
+        seq = self._unplaced[topic] = self._unplaced.get(topic, begins - 1) + 1
+        epoch = f"{self._unplaced_epoch:016x}"
+        if self._paused and self._full():
+            self._release(self._sequences.lost(topic, "", epoch, seq, seq, now))  # nobody can be asked for it
+            return
+        event = Event(topic, detail, {"author": "", "epoch": epoch, "seq": seq})
+        if ready := self._sequences.event(topic, "", epoch, seq, event, now):
+            self._admit(ready)
+
     def _full(self) -> bool:
-        """Whether a paused queue has no room left. What is left out here was never shown to the tracker: a hole."""
+        """Whether a paused queue has no room left."""
         if len(self._queue) < self._bound * HARD_BOUND:
             return False
         self.dropped += 1
@@ -203,7 +238,8 @@ class Subscription:
         self._release(self._sequences.lost(topic, author, epoch, first, last, now))
 
     def resumed(self, now: float) -> None:
-        """The hub is back; what it says next is about what was missed."""
+        """The hub is back; what it says next is about what was missed, and it goes on from here."""
+        self._gaps = False
         self._sequences.resumed(now)
 
     def wanted(self, now: float) -> list[Repair]:
@@ -239,6 +275,7 @@ class Subscription:
     def finish(self, error: BrokerError | None) -> None:
         """No more events; what is queued can still be read."""
         if not self._ended:
+            self._last_verdict = self.verdict
             self._ended, self._error = True, error
             self.wake()
 

@@ -9,37 +9,50 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from broker.errors import FrameError
+from broker.errors import BrokerError, FrameError, TopicError
 from broker.events import Event
 from broker.protocol.codec import Message
-from broker.protocol.routing import References, check_pattern, matches
+from broker.protocol.routing import References, matches
 from broker.protocol.wire import CloseCode
-from broker.spoke.subscription import Subscription
+from broker.spoke.subscription import Policy, Subscription
 
 __all__ = ["Subscriptions"]
 
 log = logging.getLogger("broker.spoke")
+
+PATTERNS_A_MESSAGE = 1_000
+"""So that a subscribe fits in a frame, with its positions."""
+
+STRICTNESS: tuple[Policy, ...] = ("disconnect", "drop_oldest", "block")
 
 ROUTES = 10_000
 """Topics whose subscriptions are remembered; beyond it the memory starts anew."""
 
 
 class Subscriptions:
-    """``send`` hands the hub a control message. The owner of every subscription here."""
+    """``send`` hands the hub a control message, which it hears unless the connection ends. The owner of every subscription here."""
 
-    def __init__(self, send: Callable[[str, Any], bool]) -> None:
+    def __init__(self, send: Callable[[str, Any], None]) -> None:
         self._send = send
-        self._all: list[Subscription] = []
+        self._all: dict[Subscription, None] = {}
+        self._count = 0
+        self._holders: dict[str, dict[Subscription, None]] = {}
+        """Who wants a pattern."""
+        self._wild: dict[str, None] = {}
+        """Those of them that have wildcards."""
+        self._paused: set[str] = set()
+        """Patterns that the hub was told to pause."""
+        self._holey: set[Subscription] = set()
+        """Subscriptions that may have holes."""
         self._references = References()
         self._routes: dict[str, list[Subscription]] = {}
         self._woken: set[Subscription] = set()
         self._repair_timer: asyncio.TimerHandle | None = None
         self._repair_at = 0.0
         self._connected = False
-        self._unplaced = 0
         self.received = 0
 
     # The owner's side of a subscription.
@@ -49,37 +62,78 @@ class Subscriptions:
         return self._connected
 
     def begin(self, subscription: Subscription) -> None:
+        if subscription in self._all:
+            raise RuntimeError("this subscription has begun already")
+        taken: list[str] = []
+        try:
+            for pattern in subscription.patterns:
+                self._references.add(pattern)
+                taken.append(pattern)
+        except TopicError:
+            for pattern in taken:
+                self._references.remove(pattern)
+            raise
+        self._count += 1
+        subscription.tag = str(self._count)
+        self._all[subscription] = None
         for pattern in subscription.patterns:
-            check_pattern(pattern)
-        self._all.append(subscription)
+            self._holders.setdefault(pattern, {})[subscription] = None
+            if "*" in pattern or ">" in pattern:
+                self._wild[pattern] = None
         self._routes.clear()
-        first = [pattern for pattern in subscription.patterns if self._references.add(pattern)]
-        # A further subscription to a pattern asks again only for what has been: the hub sends the rest already.
-        wanted = first if subscription.since is None else list(subscription.patterns)
-        if wanted and self._connected:
-            self._subscribe(subscription, wanted, subscription.since)
+        if self._connected:
+            # Also for patterns that the hub knows already: where it begins is its own matter.
+            self._subscribe(subscription, subscription.since)
         subscription.began = self._connected
 
     def end(self, subscription: Subscription) -> None:
         if subscription not in self._all:
             return
-        self._all.remove(subscription)
+        del self._all[subscription]
+        self._holey.discard(subscription)
+        self._woken.discard(subscription)
         self._routes.clear()
+        for pattern in subscription.patterns:
+            del self._holders[pattern][subscription]
+            if not self._holders[pattern]:
+                del self._holders[pattern]
+                self._wild.pop(pattern, None)
         last = [pattern for pattern in subscription.patterns if self._references.remove(pattern)]
+        self._paused.difference_update(last)
         if last and self._connected:
             self._send("__unsubscribe", {"topics": last})
+        self._mind_pauses([pattern for pattern in subscription.patterns if pattern in self._holders])
 
     def pause(self, subscription: Subscription) -> None:
-        if self._connected:
-            self._send("topic.pause", {"topics": list(subscription.patterns)})
+        self._mind_pauses(subscription.patterns)
 
     def resume(self, subscription: Subscription, *, again: bool) -> None:
+        if again and self._connected:
+            self._subscribe(subscription, subscription.positions())
+        else:
+            self._mind_pauses(subscription.patterns)
+        self._holey.add(subscription)
+        self._mind_holes()
+
+    def _mind_pauses(self, patterns: Iterable[str]) -> None:
+        """The hub pauses a pattern while all that want it are paused: a program that is slow to read one subscription
+        does not miss anything in another."""
         if not self._connected:
             return
-        if again:
-            self._subscribe(subscription, list(subscription.patterns), subscription.positions())
-        else:
-            self._send("topic.resume", {"topics": list(subscription.patterns)})
+        wanted = {pattern: all(one.paused for one in self._holders[pattern]) for pattern in patterns}
+        pause = [pattern for pattern, full in wanted.items() if full and pattern not in self._paused]
+        resume = [pattern for pattern, full in wanted.items() if not full and pattern in self._paused]
+        self._paused.update(pause)
+        self._paused.difference_update(resume)
+        for type, some in (("topic.pause", pause), ("topic.resume", resume)):
+            if some:
+                self._send(type, {"topics": some})
+
+    def refused(self, pattern: str, error: BrokerError) -> None:
+        """The hub does not take a pattern: nothing would ever come, so those who wait for it are told."""
+        for subscription in list(self._holders.get(pattern, ())):
+            self.end(subscription)
+            subscription.finish(error)
 
     def fail_all(self) -> None:
         for subscription in list(self._all):
@@ -90,15 +144,20 @@ class Subscriptions:
     def on_up(self) -> None:
         """Subscribes again, from where each subscription is."""
         self._connected = True
+        self._paused.clear()
         now = time.monotonic()
         for subscription in self._all:
+            since: Any = subscription.since
             if subscription.began:
                 subscription.resumed(now)
+                positions = subscription.positions()
+                # Who had heard of nobody from now on is due all that anybody sent meanwhile.
+                since = positions if positions or since is None else since
             subscription.began = True
-            positions = subscription.positions()
-            self._subscribe(subscription, list(subscription.patterns), positions or subscription.since)
-            if subscription.paused:
-                self.pause(subscription)
+            self._subscribe(subscription, since)
+        self._mind_pauses([pattern for one in self._all if one.paused for pattern in one.patterns])
+        self._holey.update(self._all)
+        self._mind_holes()
 
     def on_down(self) -> None:
         self._connected = False
@@ -111,9 +170,13 @@ class Subscriptions:
         route = self._routes.get(topic)
         if route is None:
             route = self._route(topic)
-        meta = message.meta
+        meta, now = message.meta, time.monotonic()
+        self.received += 1
         if meta is None or "author" not in meta:
-            meta = self._place()
+            for subscription in route:
+                subscription.receive_unplaced(topic, message.detail, now)
+                self._woken.add(subscription)
+            return
         try:
             author, epoch, seq = meta["author"], meta["epoch"], meta["seq"]
         except KeyError as missing:
@@ -121,8 +184,6 @@ class Subscriptions:
         if type(seq) is not int or type(author) is not str or type(epoch) is not str:
             raise FrameError(f"an event of {topic} has a malformed meta", close_code=CloseCode.BAD_MESSAGE)
         event = Event(topic, message.detail, meta)
-        now = time.monotonic()
-        self.received += 1
         for subscription in route:
             subscription.receive(topic, author, epoch, seq, event, now)
             self._woken.add(subscription)
@@ -130,9 +191,17 @@ class Subscriptions:
     def on_head(self, detail: Any) -> None:
         topic, author, epoch, seq = _place_of(detail, "seq")
         baseline, now = detail.get("baseline") is True, time.monotonic()
-        for subscription in self._route(topic):
+        for subscription in self._meant(topic, detail.get("tag")):
             subscription.head(topic, author, epoch, seq, baseline=baseline, now=now)
+            self._holey.add(subscription)
         self._mind_holes()
+
+    def _meant(self, topic: str, tag: Any) -> list[Subscription]:
+        """A head that answers a subscribe is for that subscription: another may have its baseline elsewhere."""
+        route = self._route(topic)
+        if tag is None:
+            return route
+        return [subscription for subscription in route if subscription.tag == tag]
 
     def on_lost(self, detail: Any) -> None:
         topic, author, epoch, first = _place_of(detail, "from")
@@ -149,20 +218,34 @@ class Subscriptions:
         if self._woken:
             for subscription in self._woken:
                 subscription.wake()
+                if subscription.next_due() is not None:
+                    self._holey.add(subscription)
             self._woken.clear()
             self._mind_holes()
 
     # Inside.
 
-    def _subscribe(self, subscription: Subscription, patterns: list[str], since: Any) -> None:
-        self._send(
-            "__subscribe",
-            {
-                "topics": patterns,
-                "policy": subscription.policy,
-                "patience": subscription.patience,
-                "since": since,
-            },
+    def _subscribe(self, subscription: Subscription, since: Any) -> None:
+        self._paused.difference_update(subscription.patterns)  # the hub takes a subscribe for a resume
+        groups: dict[tuple[Policy, float], list[str]] = {}
+        for pattern in subscription.patterns:
+            groups.setdefault(self._options(pattern), []).append(pattern)
+        for (policy, patience), patterns in groups.items():
+            for first in range(0, len(patterns), PATTERNS_A_MESSAGE):
+                detail = {
+                    "topics": patterns[first : first + PATTERNS_A_MESSAGE],
+                    "policy": policy,
+                    "patience": patience,
+                    "since": since,
+                    "tag": subscription.tag,
+                }
+                self._send("__subscribe", detail)
+
+    def _options(self, pattern: str) -> tuple[Policy, float]:
+        """The hub keeps one policy a pattern: the strictest of those who want it."""
+        return max(
+            ((one.policy, one.patience) for one in self._holders[pattern]),
+            key=lambda options: (STRICTNESS.index(options[0]), options[1]),
         )
 
     def _route(self, topic: str) -> list[Subscription]:
@@ -170,21 +253,25 @@ class Subscriptions:
             return route
         if len(self._routes) >= ROUTES:
             self._routes.clear()
-        route = [s for s in self._all if any(matches(pattern, topic) for pattern in s.patterns)]
-        self._routes[topic] = route
+        found = dict(self._holders.get(topic, {}))
+        for pattern in self._wild:
+            if matches(pattern, topic):
+                found.update(self._holders[pattern])
+        route = self._routes[topic] = list(found)
         return route
-
-    def _place(self) -> dict[str, Any]:
-        """A place for an event of a hub that gives none (an upstream hub): the order of arrival on this connection."""
-        self._unplaced += 1
-        return {"author": "", "epoch": "0" * 16, "seq": self._unplaced}
 
     def _mind_holes(self) -> None:
         """One timer for the hole that is due first; the trackers space the askings."""
-        dues = [due for subscription in self._all if (due := subscription.next_due()) is not None]
-        if not dues or not self._connected:
+        if not self._holey or not self._connected:
             return
-        due = min(dues)
+        due: float | None = None
+        for subscription in list(self._holey):
+            if (next_due := subscription.next_due()) is None:
+                self._holey.discard(subscription)
+            elif due is None or next_due < due:
+                due = next_due
+        if due is None:
+            return
         if self._repair_timer is not None:
             if self._repair_at <= due:
                 return
@@ -196,7 +283,7 @@ class Subscriptions:
         self._repair_timer = None
         if self._connected:
             now = time.monotonic()
-            for subscription in self._all:
+            for subscription in list(self._holey):
                 for hole in subscription.wanted(now):
                     self._send("topic.repair", hole.to_json())
             self._mind_holes()
