@@ -71,9 +71,9 @@ class EventTarget(Protocol):
         """From now on it hears nothing more of that type. Unknown ones are ignored."""
 
     def dispatch_event(self, event: Event, *, reliable: bool = True) -> bool:
-        """Takes the event, or returns False: the path is full, nothing was sent, and ``DRAIN`` follows when there is
-        room. ``reliable=False`` may lose or reorder it. Raises TopicError, EventTooLarge, ValueError (not JSON), and
-        Closed or ConnectionLost after the end."""
+        """Takes the event, or returns False: the path is full, nothing was sent, and ``DRAIN`` (or ``CLOSE``) follows
+        when there is room. ``reliable=False`` may lose or reorder it. Raises TopicError, EventTooLarge, ValueError
+        (not JSON), and Closed or ConnectionLost after the end."""
 
 
 class Close(NamedTuple):

@@ -10,6 +10,7 @@ lane, in order. Not here: policy beyond the admission sets, reconnecting (broker
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -50,6 +51,10 @@ class IrohConnection:
         self._own_end: Close | None = None
         self._gone = asyncio.Event()
 
+    def __del__(self) -> None:
+        # One that nobody ever listened on: what it holds goes with it.
+        self._owner.release(sum(map(_size, self._held)))
+
     def remote_node_id(self) -> str:
         """The peer's NodeId, as upstream names it."""
         return self._node_id
@@ -87,16 +92,16 @@ class IrohConnection:
         self._owner.ext.send_datagram(self._conn, payload)
 
     def fail(self, error: FrameError) -> None:
-        self._end(Close(error.close_code, str(error), remote=False, error=error))
-        if self._close is None:
-            self._finish(self._own_end or Close(error.close_code, str(error), remote=False, error=error))
+        self._end(close := Close(error.close_code, str(error), remote=False, error=error))
+        self._finish(self._own_end or close)
 
     async def end(self, code: int, reason: str) -> None:
         self._end(Close(code, reason, remote=False, error=None))
-        if not self._listens:
-            self._begin()
-        async with asyncio.timeout(CLOSE_TIMEOUT):
-            await self._gone.wait()
+        self._begin()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._gone.wait()
+        self.abandon(code, reason)
 
     # What the endpoint tells.
 
@@ -105,14 +110,14 @@ class IrohConnection:
             if self._close is None:
                 self._receiver.received(frames)
         else:
-            self._hold(frames, sum(map(len, frames)))
+            self._hold(frames)
 
     def datagram(self, payload: bytes) -> None:
         if self._listens and self._receiver is not None:
             if self._close is None:
                 self._receiver.received_datagram(payload)
         else:
-            self._hold(payload, len(payload))
+            self._hold(payload)
 
     def drained(self) -> None:
         if self._receiver is not None and self._close is None:
@@ -121,28 +126,35 @@ class IrohConnection:
     def closed(self, code: int | None, reason: str, remote: bool) -> None:
         self._finish(self._own_end if self._own_end is not None and not remote else _close(code, reason, remote=remote))
 
+    def abandon(self, code: int, reason: str) -> None:
+        """It ends here without the extension's word."""
+        self._finish(self._own_end or Close(code, reason, remote=False, error=None))
+
     # Inside.
 
-    def _hold(self, item: list[bytes] | bytes, size: int) -> None:
-        if self._close is not None or not self._owner.hold(size):
+    def _hold(self, item: list[bytes] | bytes) -> None:
+        if not self._owner.hold(_size(item)):
             self.close(CloseCode.SLOW_CONSUMER, "nobody listens on this connection yet")
         else:
             self._held.append(item)
 
     def _begin(self) -> None:
-        """Hands over what came before there was a listener."""
-        self._listens = True
+        """Hands over what came before there was a listener, the end too."""
         receiver = self._receiver
-        assert receiver is not None
-        while self._held:
-            item = self._held.popleft()
-            self._owner.release(len(item) if isinstance(item, bytes) else sum(map(len, item)))
+        if self._listens or receiver is None:
+            return
+        self._listens, close = True, self._close
+        held, self._held = self._held, deque()
+        for item in held:
+            self._owner.release(_size(item))
+            if self._close is not close:
+                continue  # an earlier one was bad and ended the connection
             if isinstance(item, bytes):
                 receiver.received_datagram(item)
             else:
                 receiver.received(item)
-        if self._close is not None and not self._gone.is_set():
-            self._tell(self._close)
+        if close is not None:
+            receiver.ended(close)
 
     def _end(self, close: Close) -> None:
         if self._own_end is None and self._close is None:
@@ -152,13 +164,13 @@ class IrohConnection:
     def _finish(self, close: Close) -> None:
         if self._close is None:
             self._close = close
-            if self._listens or self._receiver is None:
-                self._tell(close)
+            self._gone.set()
+            if self._listens and self._receiver is not None:
+                self._receiver.ended(close)
 
-    def _tell(self, close: Close) -> None:
-        self._gone.set()
-        if self._receiver is not None:
-            self._receiver.ended(close)
+
+def _size(item: list[bytes] | bytes) -> int:
+    return len(item) if isinstance(item, bytes) else sum(map(len, item))
 
 
 class IrohEndpoint:
@@ -253,9 +265,10 @@ class IrohEndpoint:
         self._detach()
         self.ext.close()
         for future in self._dials.values():
-            future.set_exception(Closed("the endpoint was closed"))
+            if not future.done():
+                future.set_exception(Closed("the endpoint was closed"))
         for connection in list(self._connections.values()):
-            connection.closed(CloseCode.GOING_AWAY, "the endpoint was closed", False)
+            connection.abandon(CloseCode.GOING_AWAY, "the endpoint was closed")
         self._connections.clear()
 
     async def __aenter__(self) -> Self:

@@ -1,7 +1,8 @@
-"""What every event target keeps, as base classes: a transport passes by inheriting them and saying how its ends are made.
+"""What every event target keeps, as base classes: a transport passes by inheriting them and saying how its ends are
+made.
 
-``EventTargetContract`` is for all; ``RemoteEventTargetContract`` adds what only a target with a peer can have. The tests wait for
-events, with a deadline, and never for time.
+``EventTargetContract`` is for all; ``RemoteEventTargetContract`` adds what only a target with a peer can have. The
+tests wait for events, with a deadline, and never for time.
 """
 
 from __future__ import annotations
@@ -242,7 +243,9 @@ class EventTargetContract:
             await asyncio.sleep(0)
             return value > 20
 
-        stream = pipe(far.subscribe("t"), filter(lambda value: value % 2 == 0), map(lambda value: value * 10), filter(late))
+        stream = pipe(
+            far.subscribe("t"), filter(lambda value: value % 2 == 0), map(lambda value: value * 10), filter(late)
+        )
         for i in range(6):
             near.publish("t", i)
         await link.spoke.close()

@@ -1,4 +1,5 @@
-"""Two ends of one event target, made in each of the ways that there are; and an ear to hear with. No test is in here."""
+"""Two ends of one event target, made in each of the ways that there are; and an ear to hear with. No test is in
+here."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""A spoke and a hub written on PyPI's ``iroh`` alone: what somebody has who knows upstream's document and none of our code.
+"""A spoke and a hub written on PyPI's ``iroh`` alone: what somebody has who knows upstream's document and none of our
+code.
 
-Messages are ``{"type", "detail"}`` (``meta`` where a test asks for it), frames are a 4-byte length and JSON. Of topics they know
-``__subscribe`` and ``__unsubscribe``: no acknowledgement, no sequence, no credit. Nothing of ours may be imported here.
+Messages are ``{"type", "detail"}`` (``meta`` where a test asks for it), frames are a 4-byte length and JSON. Of topics
+they know ``__subscribe`` and ``__unsubscribe``: no acknowledgement, no sequence, no credit. Nothing of ours may be
+imported here.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import iroh
@@ -55,6 +58,7 @@ class Peer:
 
     def __init__(self, connection: iroh.Connection, stream: iroh.BiStream, operations: dict[str, Operation]) -> None:
         self.connection, self.operations = connection, operations
+        self.node_id = ""
         self._send, self._recv = stream.send(), stream.recv()
         self.received: list[dict[str, Any]] = []
         self._more = asyncio.Condition()
@@ -79,10 +83,12 @@ class Peer:
         """The message that ends the call: call.responded or call.error."""
         request_id = f"foreign-{next(self._ids)}"
         await self.send("call.requested", {"requestId": request_id, "operationId": operation, "input": input, **others})
-        return await self.hears(
-            lambda message: message["type"] in ("call.responded", "call.error")
-            and message["detail"]["requestId"] == request_id
+        answer: dict[str, Any] = await self.hears(
+            lambda message: (
+                message["type"] in ("call.responded", "call.error") and message["detail"]["requestId"] == request_id
+            )
         )
+        return answer
 
     async def hears(self, wanted: Callable[[dict[str, Any]], bool], count: int = 1) -> Any:
         """The first message that fits, or with ``count`` a list of so many. What has come already counts."""
@@ -136,9 +142,7 @@ class Peer:
         try:
             output = await operation(detail["input"])
         except ValueError as error:
-            await self.send(
-                "call.error", {"requestId": request_id, "code": "EXECUTION_ERROR", "message": str(error)}
-            )
+            await self.send("call.error", {"requestId": request_id, "code": "EXECUTION_ERROR", "message": str(error)})
         else:
             await self.send("call.responded", {"requestId": request_id, "output": output})
 
@@ -151,6 +155,7 @@ async def foreign_spoke(
     async with endpoint() as bound:
         connection = await dial(bound, node_id, addresses)
         peer = Peer(connection, await connection.open_bi(), operations or {})
+        peer.node_id = str(bound.id())
         await peer.register(name)
         try:
             yield peer
@@ -159,13 +164,14 @@ async def foreign_spoke(
 
 
 class ForeignHub:
-    """A hub of upstream's kind in its smallest form: registration both ways, calls by operation, topics by equal name."""
+    """A hub of upstream's kind in its smallest form: registration both ways, calls by operation, topics by equal
+    name."""
 
     def __init__(self, bound: iroh.Endpoint) -> None:
         self.node_id, self.addrs = str(bound.id()), addrs(bound)
         self.spokes: list[Peer] = []
         self.offers: dict[str, Peer] = {}
-        self.subscribers: dict[str, list[Peer]] = {}
+        self.subscribers: dict[str, dict[Peer, None]] = {}
         self.callers: dict[str, Peer] = {}
         self.operations: dict[str, Operation] = {}
         self._bound = bound
@@ -191,7 +197,7 @@ class ForeignHub:
         while True:
             connection = await accept(self._bound)
             peer = Peer(connection, await connection.accept_bi(), self.operations)
-            peer.on_message = lambda message, peer=peer: self._route(peer, message)  # type: ignore[misc]
+            peer.on_message = partial(self._route, peer)
             async with self._arrived:
                 self.spokes.append(peer)
                 self._arrived.notify_all()
@@ -203,17 +209,17 @@ class ForeignHub:
             await peer.register()
         elif type == "__subscribe":
             for topic in detail["topics"]:
-                self.subscribers.setdefault(topic, []).append(peer)
+                self.subscribers.setdefault(topic, {})[peer] = None
         elif type == "__unsubscribe":
             for topic in detail["topics"]:
-                self.subscribers[topic].remove(peer)
+                self.subscribers[topic].pop(peer, None)
         elif type == "call.requested":
             await self._pass_call(peer, detail)
         elif type in ("call.responded", "call.error"):
             if (caller := self.callers.pop(detail["requestId"], None)) is not None:
                 await caller.send(type, detail)
         elif not type.startswith(("hub.", "call.", "topic.", "__")):
-            for subscriber in self.subscribers.get(type, []):
+            for subscriber in list(self.subscribers.get(type, ())):
                 await subscriber.send(type, detail)
 
     async def _pass_call(self, peer: Peer, detail: dict[str, Any]) -> None:

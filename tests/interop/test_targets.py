@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from broker.targets import IrohEndpoint
+import pytest
+
+from broker.targets import Event, IrohEndpoint
 from tests.contract.contract import RemoteEventTargetContract
-from tests.contract.links import RemoteLink, join
+from tests.contract.links import Ear, RemoteLink, RemoteMaker, dispatch, join
 from tests.interop import foreign
 
 
@@ -23,16 +26,18 @@ async def foreign_spoke_link() -> AsyncIterator[RemoteLink]:
 @asynccontextmanager
 async def foreign_hub_link() -> AsyncIterator[RemoteLink]:
     async with foreign.endpoint() as hub, await IrohEndpoint.bind() as spoke:
+        accepting = asyncio.create_task(foreign.accept(hub))  # a dial waits for it
         dialled = await spoke.connect(str(hub.id()), foreign.addrs(hub))
-        async with join(dialled, lambda: foreign.accept(hub)) as link:
+        async with join(dialled, lambda: accepting) as link:
             yield link
 
 
 @asynccontextmanager
 async def foreign_link() -> AsyncIterator[RemoteLink]:
     async with foreign.endpoint() as hub, foreign.endpoint() as spoke:
+        accepting = asyncio.create_task(foreign.accept(hub))
         dialled = await foreign.dial(spoke, str(hub.id()), foreign.addrs(hub))
-        async with join(dialled, lambda: foreign.accept(hub)) as link:
+        async with join(dialled, lambda: accepting) as link:
             yield link
 
 
@@ -49,3 +54,18 @@ class TestForeignHub(RemoteEventTargetContract):
 class TestForeignBoth(RemoteEventTargetContract):
     def make(self) -> AbstractAsyncContextManager[RemoteLink]:
         return foreign_link()
+
+
+BURST = 20_000
+"""Several times the small writes that kill a reader of PyPI's ``iroh`` 1.2.0 which lags behind them."""
+
+
+@pytest.mark.parametrize("make", [foreign_spoke_link, foreign_hub_link, foreign_link])
+async def test_a_burst_of_small_events_survives(make: RemoteMaker) -> None:
+    async with make() as link:
+        for sender, receiver in ((link.spoke, link.hub), (link.hub, link.spoke)):
+            ear = Ear(receiver, "t")
+            for i in range(BURST):
+                await dispatch(sender, Event("t", i))
+            await ear.hears(BURST)
+            assert ear.details == list(range(BURST))
