@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, TypeAlias
 
-from broker.protocol.caller import Send
+from broker.protocol.caller import MAX_TIMEOUT, Send
 from broker.protocol.codec import request_id_of
 
 __all__ = [
@@ -44,8 +44,6 @@ __all__ = [
 MAX_RUNNING = 1_024
 """Calls running in one spoke: what a hub asks of one. More are answered as busy, which callers may retry."""
 DEFAULT_WINDOW = 256
-MAX_TIMEOUT = 3_600.0
-"""A longer one is taken as an hour, as by the hub."""
 MAX_WINDOW = 65_536
 """Credit that a stream may hold: what it may have on its way to one slow reader."""
 

@@ -16,11 +16,12 @@ Not here: futures and queues (the shell maps effects to them), the choice of req
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from broker.errors import ExecutionFailed
-from broker.protocol.codec import request_id_of
+from broker.protocol.codec import MAX_REQUEST_ID, request_id_of
 
 __all__ = ["Caller", "Deadlines", "Effect", "Error", "Failed", "Finished", "Item", "Member", "Resolved", "Send"]
 
@@ -29,6 +30,8 @@ MAX_CALLS = 1_024
 MAX_ROLL_CALL = 65_536
 """Answers to one roll-call: more spokes than a hub holds."""
 DEFAULT_TIMEOUT = 30.0
+MAX_TIMEOUT = 3_600.0
+"""A longer one is taken as an hour, by the hub too."""
 DEFAULT_WINDOW = 256
 SLACK = 512
 """Items beyond the window before a stream is ended: the hub ends it at 256, so this is for one that does not."""
@@ -186,13 +189,19 @@ class Caller:
     ) -> dict[str, Any]:
         """The detail of the call.requested to send. Without ``timeout`` a call has the default, and a stream none.
 
-        ``parent`` is the id of the incoming call on whose behalf this one is made. ValueError for a request id in use
-        and for a roll-call as a stream; ExecutionFailed, retryable, when full.
+        ``parent`` is the id of the incoming call on whose behalf this one is made. ValueError for misuse, which changes
+        nothing; ExecutionFailed, retryable, when full.
         """
-        if request_id in self._calls or (all and stream) or window < 1:
-            raise ValueError(f"{request_id}: an id in use, a roll-call as a stream, or a window below 1")
+        if request_id in self._calls or not 0 < len(request_id) <= MAX_REQUEST_ID:
+            raise ValueError(f"request id {request_id!r} is in use, or not of 1 to {MAX_REQUEST_ID} characters")
+        if window < 1 or (all and stream):
+            raise ValueError("a window is at least 1, and a roll-call is not a stream")
         if self.full:
             raise ExecutionFailed(f"{self._max_calls} calls are in flight, which is the limit", retryable=True)
+        if timeout is None and not stream:
+            timeout = DEFAULT_TIMEOUT
+        if timeout is not None and math.isnan(timeout):
+            raise ValueError("a timeout is not NaN")
         detail: dict[str, Any] = {"requestId": request_id, "operationId": operation, "input": input}
         if all:
             detail["all"] = True
@@ -200,14 +209,12 @@ class Caller:
             detail["stream"] = stream
         if stream:
             detail["credit"] = window
-        elif timeout is None:
-            timeout = DEFAULT_TIMEOUT
         if parent is not None:
             detail["parentRequestId"] = parent
         call = self._calls[request_id] = _Outgoing(request_id, operation, window, many=stream or all, roll=all)
         if timeout is not None:
-            detail["timeoutMs"] = max(1, round(timeout * 1000))
-            self._deadlines.add(now + timeout + self._grace, call, len(self._calls))
+            milliseconds = detail["timeoutMs"] = max(1, round(min(timeout, MAX_TIMEOUT) * 1000))
+            self._deadlines.add(now + milliseconds / 1000 + self._grace, call, len(self._calls))
         return detail
 
     def on(self, type: str, detail: Any, now: float) -> list[Effect]:

@@ -156,11 +156,6 @@ class _Leg:
             self.children = {}
         self.children[child] = None
 
-    def release(self) -> None:
-        """Its children go on without it."""
-        for child in self.children or ():
-            child.parent = None
-
 
 _RETRYABLE: Final = {"retryable": True}
 
@@ -290,7 +285,7 @@ class CallTable:
         if call.kind == "subscription":
             self._abort(self._remove(call, "OK", now, effects), "the caller took one answer", now, effects)
         else:
-            self._answered(call, "OK", now, effects)
+            self._remove(call, "OK", now, effects)
         return effects
 
     def completed(self, peer: Peer, detail: Any, now: float) -> list[Effect]:
@@ -301,7 +296,7 @@ class CallTable:
             return effects
         if leg.call.streaming:
             effects.append(Send(leg.call.caller.peer, "call.completed", {"requestId": leg.call.request_id}))
-            self._answered(leg.call, "OK", now, effects)
+            self._remove(leg.call, "OK", now, effects)
         else:
             self._leg_failed(leg, "EXECUTION_ERROR", "the operation ended without an answer", None, now, effects)
         return effects
@@ -504,7 +499,7 @@ class CallTable:
             self._roll_answer(leg, {"error": error}, now, effects)
         else:
             effects.append(Send(call.caller.peer, "call.error", error))
-            self._answered(call, code if code in CODES else "UNKNOWN_ERROR", now, effects)
+            self._remove(call, code if code in CODES else "UNKNOWN_ERROR", now, effects)
 
     def _roll_answer(self, leg: _Leg, answer: dict[str, Any], now: float, effects: list[Effect]) -> None:
         call = leg.call
@@ -517,7 +512,6 @@ class CallTable:
         call = leg.call
         del call.legs[leg.id], leg.spoke.legs[leg.id]
         self._legs -= 1
-        leg.release()
         if not call.legs:
             self._roll_end(call, "OK", now, effects)
 
@@ -527,13 +521,9 @@ class CallTable:
         effects.append(Send(call.caller.peer, "call.completed", {"requestId": call.request_id, "missing": missing}))
         self._abort(self._remove(call, code, now, effects), "no answer by the deadline", now, effects)
 
-    def _answered(self, call: _Call, code: str, now: float, effects: list[Effect]) -> None:
-        """Ends a call whose spoke has had the last word: calls made under it go on."""
-        for leg in self._remove(call, code, now, effects).values():
-            leg.release()
-
     def _remove(self, call: _Call, code: str, now: float, effects: list[Effect]) -> dict[str, _Leg]:
-        """Takes a call out of everything, says Ended, and returns its legs to be aborted or released."""
+        """Takes a call out of everything and says Ended. Returns its legs, to be aborted unless they had the last word:
+        then calls made under them go on."""
         call.live = False
         self._calls -= 1
         del call.caller.calls[call.request_id]
