@@ -41,7 +41,7 @@ class Link:
     def __init__(self, *, secret: bytes, options: SpokeOptions, registration: Callable[[], dict[str, Any]]) -> None:
         self._secret, self._options, self._registration = secret, options, registration
         self.receivers: dict[str, Receiver] = {}
-        self.on_event: Callable[[Message], None] = lambda _message: None
+        self.on_events: Callable[[list[Message]], None] = lambda _messages: None
         self.on_up: Callable[[Any], None] = lambda _hub_registration: None
         self.on_down: Callable[[], None] = lambda: None
         self.on_drained: Callable[[], None] = lambda: None
@@ -202,15 +202,27 @@ class Link:
     def frames(self, conn: int, frames: list[bytes]) -> None:
         if conn != self._conn:
             return
-        receivers, on_event = self.receivers, self.on_event
+        receivers = self.receivers
+        events: list[Message] = []
+        topic = None
         try:
-            for frame in frames:
-                message = decode(frame)
-                receiver = receivers.get(message.type)
-                if receiver is not None:
-                    receiver(message.detail)
-                elif not message.type.startswith(RESERVED_PREFIXES):  # else of a later version than this
-                    on_event(message)
+            try:
+                for frame in frames:
+                    message = decode(frame)
+                    kind = message.type
+                    if kind == topic:
+                        events.append(message)
+                    elif (receiver := receivers.get(kind)) is not None:
+                        if events:
+                            before, events = events, []
+                            self.on_events(before)
+                        receiver(message.detail)
+                    elif not kind.startswith(RESERVED_PREFIXES):  # else of a later version than this
+                        topic = kind
+                        events.append(message)
+            finally:  # what came whole before a fault is handed on
+                if events:
+                    self.on_events(events)
         except FrameError as error:
             self.fail(error)
 
@@ -246,7 +258,7 @@ class Link:
     def datagram(self, conn: int, payload: bytes) -> None:
         with contextlib.suppress(FrameError):  # a datagram is a hint; a bad one is not worth the connection
             if conn == self._conn:
-                self.on_event(decode(payload))
+                self.on_events([decode(payload)])
 
     def batch_done(self, size: int) -> None:
         self.on_batch()

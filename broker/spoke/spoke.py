@@ -81,7 +81,7 @@ class Spoke:
         link.receivers["topic.ack"] = self._on_ack
         link.receivers["topic.head"] = self._subscriptions.on_head
         link.receivers["topic.lost"] = self._subscriptions.on_lost
-        link.on_event = self._subscriptions.on_event
+        link.on_events = self._subscriptions.on_events
         link.on_batch = self._subscriptions.on_batch
         link.on_drained = self._on_drained
         link.on_up = self._on_up

@@ -154,8 +154,20 @@ class Subscription:
 
     # What the link tells it.
 
-    def receive(self, topic: str, author: str, epoch: str, seq: int, event: Event, now: float) -> None:
-        """One event that matches. Follow a batch of these by :meth:`wake`."""
+    def receive(self, topic: str, author: str, epoch: str, first: int, events: list[Event], now: float) -> None:
+        """Events that match and follow each other in a sequence. Follow a batch of these by :meth:`wake`."""
+        if self._ended:
+            return
+        room = self._bound * HARD_BOUND if self.policy == "block" else self._bound
+        if len(self._queue) + len(events) < room:
+            if ready := self._sequences.run(topic, author, epoch, first, events, now):
+                self._admit(ready)
+            return
+        for seq, event in enumerate(events, first):
+            self._receive_one(topic, author, epoch, seq, event, now)
+
+    def _receive_one(self, topic: str, author: str, epoch: str, seq: int, event: Event, now: float) -> None:
+        """One for which there may be no room."""
         if self._ended:
             return
         if self._paused and self._full():
