@@ -145,7 +145,9 @@ class Answers:
             self._apply(self._answering.fail(request_id, code, f"{type(error).__name__}: {error}"))
         except asyncio.CancelledError:
             code = "ABORTED"
-            self._apply(self._answering.fail(request_id, code, "the call was given up"))
+            # Nothing is sent if the caller gave up. Else this spoke stops, and another may answer.
+            message, details = f"the spoke stopped before {call.operation} was done", {"retryable": True}
+            self._apply(self._answering.fail(request_id, "EXECUTION_ERROR", message, details))
             raise
         finally:
             if self._tasks.get(request_id) is asyncio.current_task():

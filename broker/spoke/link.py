@@ -27,6 +27,8 @@ __all__ = ["Link"]
 
 log = logging.getLogger("broker.spoke")
 
+CLOSE_TIMEOUT = 1.0
+"""Seconds for the last messages to go out."""
 BACKLOG_BYTES = 8 * 1024 * 1024
 """Control messages that wait for room in the queue to the hub. A hub that lets so many wait is not reading."""
 REGISTER_TIMEOUT = 10.0
@@ -130,6 +132,10 @@ class Link:
         if self.endpoint is not None:
             if self._conn is not None:
                 self.endpoint.close_connection(self._conn, CloseCode.NORMAL, "closed by the spoke")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CLOSE_TIMEOUT):
+                        while self._conn is not None:
+                            await self._changed()
             self._detach()
             endpoint, self.endpoint = self.endpoint, None
             endpoint.close()
