@@ -8,10 +8,34 @@ lets :func:`start_thread` run it beside any asyncio loop, or drives it from the 
 from collections.abc import Sequence
 from typing import Final, final
 
+__all__ = [
+    "CALLS",
+    "CLOSED",
+    "DATAGRAM",
+    "DIAL_FAILED",
+    "DRAINED",
+    "FRAMES",
+    "OPENED",
+    "TOPICS",
+    "ConnectionStats",
+    "Endpoint",
+    "Group",
+    "drive",
+    "generate_secret",
+    "node_id",
+    "sign",
+    "start_thread",
+    "verify",
+]
+
 # Inbox item kinds: the first member of each tuple that Endpoint.drain returns.
 OPENED: Final[int]  # (OPENED, conn: int, node_id: str, incoming: bool, token: int)
 FRAMES: Final[int]  # (FRAMES, conn: int, frames: list[bytes])  payloads without their length prefix, in order
 CLOSED: Final[int]  # (CLOSED, conn: int, code: int | None, reason: str, remote: bool)  last item of a connection
+# code: the application close code of whoever closed (remote: the peer); 0 also for a peer that finished its stream at a
+# frame border and said nothing for 1 s; None when the path died (reason "idle timeout") or the stream was reset.
+# Codes given here, each with a reason that names the fault: 1 going away, 16 empty frame, 17 frame too large, 18 frame cut
+# short, 32 not admitted, 33 banned, 36 second stream, 37 no stream or first frame in time (or too many silent peers), 39 frame too slow.
 DRAINED: Final[int]  # (DRAINED, conn: int)  a lane that refused a send has room again
 DIAL_FAILED: Final[int]  # (DIAL_FAILED, token: int, kind: str, code: int | None, message: str)
 DATAGRAM: Final[int]  # (DATAGRAM, conn: int, payload: bytes)
@@ -36,8 +60,11 @@ def start_thread() -> None:
     """Runs the runtime on a thread of its own; a second call does nothing."""
 
 def drive(fd: int, timeout: float | None) -> None:
-    """Runs the runtime on this thread until an inbox has items, ``fd`` (an epoll descriptor) is readable, or ``timeout``
-    seconds have passed (None: no limit; 0: one turn). Without the GIL. Not while another thread is in here."""
+    """Runs the runtime on this thread until items arrive in an inbox (or a drain left some), ``fd`` (an epoll descriptor,
+    open for the whole call) is readable, a signal arrives, or ``timeout`` seconds have passed (None: no limit; 0 or less:
+    one turn). It may return early without any of these. Without the GIL. RuntimeError while another thread is in here.
+    An inbox that nobody drains ends one call, not every one. For signals it puts a descriptor of its own into
+    ``signal.set_wakeup_fd`` while nobody else's is there; a handler that raises, raises from here."""
 
 @final
 class ConnectionStats:
@@ -56,7 +83,7 @@ class ConnectionStats:
     """In the writer's two lanes, not yet handed to QUIC."""
     queued_frames: int
     inbox_bytes: int
-    """Read from the peer and not yet drained by Python."""
+    """Read from the peer and not yet drained by Python, plus 64 for each frame: what ``inbox_bytes`` bounds."""
 
 @final
 class Endpoint:
@@ -67,7 +94,7 @@ class Endpoint:
         secret: bytes,
         *,
         bind: str = "127.0.0.1:0",
-        relay_urls: Sequence[str] = (),
+        relay_urls: Sequence[str] = ...,
         accept: bool = False,
         open: bool = False,
         max_frame_bytes: int = 1_048_576,
@@ -78,11 +105,16 @@ class Endpoint:
         frame_timeout: float = 30.0,
         idle_timeout: float = 15.0,
     ) -> Endpoint:
-        """Binds ``bind`` (``host:port``, ``[v6]:port``; port 0 is a free one) and contacts nobody, unless relays are
+        """Binds ``bind`` (``ip:port``, ``[v6]:port``; port 0 is a free one) and contacts nobody, unless relays are
         given. ``accept`` takes incoming connections; ``open`` admits every NodeId that is not denied (default: only the
         allow set). ``*_queue_bytes`` bound each connection's lanes; ``inbox_bytes`` bounds what a connection may have
         read ahead of Python, then its reader stops and QUIC pushes back on the peer. ``open_timeout``: an accepted
-        connection must bring its stream and first frame in time. ``frame_timeout``: a frame once begun must be whole in time.
+        connection must bring its stream and the header of its first frame in time; before that it is unknown to Python.
+        ``frame_timeout``: a frame once begun must be whole in time (time in which this side did not read is not counted).
+        ``idle_timeout``: after which a peer that fell silent is dead; keep-alives go out every third of it, 5 s at most.
+        Measured with ``kill -9`` of the peer: noticed after idle_timeout while sending, up to 1.3 times that while idle.
+        A peer that starts again on the same port is noticed no sooner: iroh draws the key of its stateless resets anew
+        in each process. Whoever needs to know sooner pings. Without ``accept`` every incoming connection is refused.
         Raises broker.errors.BindError (names the address), ValueError for malformed arguments."""
 
     @property
@@ -102,11 +134,13 @@ class Endpoint:
         call: the eventfd stays up when there is more. Frames handed out no longer count against ``inbox_bytes``."""
 
     def dial(
-        self, token: int, node_id: str, addrs: Sequence[str], relay_urls: Sequence[str] = (), timeout: float = 10.0
+        self, token: int, node_id: str, addrs: Sequence[str], relay_urls: Sequence[str] = ..., timeout: float = 10.0
     ) -> None:
         """Connects, opens the stream and reports OPENED with ``token``, or DIAL_FAILED: kind ``unreachable``, ``refused``
-        (with the close code) or ``closed``. The stream is opened at once, but the peer sees it only when something is
-        sent. ValueError for a malformed NodeId or address."""
+        (with the close code, if the peer gave one) or ``closed`` (this endpoint). The stream is opened at once, but the
+        peer sees it only when something is sent. The dialler's handshake is done before the peer's, so a peer that
+        does not admit us is usually OPENED first and then CLOSED with its code; DIAL_FAILED with it is possible.
+        ValueError for a malformed NodeId or address, broker.errors.Closed after close."""
 
     def send(self, conn: int, frames: bytes | Sequence[bytes], lane: int = ...) -> bool:
         """Queues one payload, or several in one go, all or none. False: the lane is full (DRAINED follows) or the
@@ -114,14 +148,16 @@ class Endpoint:
         ``lane`` is CALLS unless given. A lane with nothing queued takes any single send within max_frame_bytes."""
 
     def send_datagram(self, conn: int, payload: bytes) -> None:
-        """One QUIC datagram, no order, no repair. broker.errors.EventTooLarge names the path's limit; False-like loss is not reported."""
+        """One QUIC datagram, no order, no repair. broker.errors.EventTooLarge names the path's limit (0: the peer takes
+        none). Loss is not reported, nor that the connection is gone."""
 
     def max_datagram_size(self, conn: int) -> int | None: ...
     def group(self) -> Group:
         """A new, empty set of this endpoint's connections for fan-out."""
 
     def close_connection(self, conn: int, code: int, reason: str) -> None:
-        """Ends one connection, after what its CALLS lane holds has been handed to QUIC (for 1 s at most). Unknown ids are ignored."""
+        """Ends one connection when the peer's QUIC has acknowledged what its CALLS lane held, or after 1 s. TOPICS is left
+        behind. Only the first close of a connection counts; unknown ids are ignored."""
 
     def count_only(self, conn: int) -> None:
         """From now on this connection's frames are counted (ConnectionStats.frames_received) and dropped: a native
@@ -157,7 +193,7 @@ class Group:
     def remove(self, conn: int) -> bool: ...
     def members(self) -> list[int]: ...
     def __len__(self) -> int: ...
-    def __contains__(self, conn: int) -> bool: ...
+    def __contains__(self, key: int, /) -> bool: ...
     def send(self, frames: Sequence[bytes]) -> list[int]:
         """Queues the payloads on every member's TOPICS lane: framed once, one shared buffer, all or none for each
         member. Returns the members whose lane was full: they got nothing, and have left the group (DRAINED follows

@@ -126,12 +126,18 @@ fn bind_error(address: SocketAddr, error: &BindError) -> Error {
         return Error::Bind(format!("cannot bind {address}: {error:#}"));
     };
     let hint = match source.kind() {
-        std::io::ErrorKind::AddrInUse => "another process uses that port; choose another, or 0 for a free one",
+        std::io::ErrorKind::AddrInUse => {
+            "another process uses that port; choose another, or 0 for a free one"
+        }
         std::io::ErrorKind::AddrNotAvailable => "this machine has no such address",
         std::io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege",
         _ => "",
     };
-    Error::Bind(format!("cannot bind {address}: {source}\n{hint}").trim_end().to_owned())
+    Error::Bind(
+        format!("cannot bind {address}: {source}\n{hint}")
+            .trim_end()
+            .to_owned(),
+    )
 }
 
 /// Ends every connection with code 1 and closes the socket.
@@ -145,5 +151,20 @@ pub async fn close(core: Arc<Core>, router: Router) {
         // A task of ours that panicked has nothing left to end.
         let _ = end.await;
     }
+    let bound = core.endpoint().map(|endpoint| endpoint.bound_sockets());
+    // It fails only when the router's task panicked, and then there is nothing left to shut down.
     let _ = router.shutdown().await;
+    drop(router);
+    core.release();
+    for address in bound.unwrap_or_default() {
+        freed(address).await;
+    }
+}
+
+/// Returns when the port is free. iroh's last tasks drop the socket a moment after close has returned (about 1 ms), and a
+/// hub that restarts in the same process would find its own port in use. The caller has a deadline.
+async fn freed(address: SocketAddr) {
+    while std::net::UdpSocket::bind(address).is_err() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }

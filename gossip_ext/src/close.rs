@@ -68,7 +68,10 @@ pub fn banned() -> Close {
 /// A frame against the rules.
 pub fn bad_frame(fault: Fault) -> Close {
     match fault {
-        Fault::Empty => Close::new(EMPTY_FRAME, "a frame of length 0: a frame is at least 1 byte"),
+        Fault::Empty => Close::new(
+            EMPTY_FRAME,
+            "a frame of length 0: a frame is at least 1 byte",
+        ),
         Fault::TooLarge { size, limit } => Close::new(
             FRAME_TOO_LARGE,
             format!("a frame of {size} bytes is above the limit of {limit}"),
@@ -92,7 +95,9 @@ pub fn cut_short(held: usize, announced: Option<u32>) -> Close {
 pub fn second_stream(kind: &str) -> Close {
     Close::new(
         SECOND_STREAM,
-        format!("a second stream ({kind}): this protocol has one bidirectional stream a connection"),
+        format!(
+            "a second stream ({kind}): this protocol has one bidirectional stream a connection"
+        ),
     )
 }
 
@@ -106,7 +111,9 @@ pub fn no_stream(what: &str, limit: Duration) -> Close {
 
 /// A frame was not whole in time.
 pub fn slow_frame(held: usize, announced: Option<u32>, limit: Duration) -> Close {
-    let whole = announced.map_or("header".to_owned(), |size| (u64::from(size) + 4).to_string());
+    let whole = announced.map_or("header".to_owned(), |size| {
+        (u64::from(size) + 4).to_string()
+    });
     Close::new(
         SLOW_FRAME,
         format!(

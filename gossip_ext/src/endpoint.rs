@@ -31,7 +31,11 @@ fn seconds(name: &str, value: f64) -> Result<Duration> {
     Duration::try_from_secs_f64(value)
         .ok()
         .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| Error::Value(format!("{name} must be a positive number of seconds, not {value}")))
+        .ok_or_else(|| {
+            Error::Value(format!(
+                "{name} must be a positive number of seconds, not {value}"
+            ))
+        })
 }
 
 fn parse_all<T: FromStr<Err: std::fmt::Display>>(what: &str, texts: &[String]) -> Result<Vec<T>> {
@@ -125,8 +129,7 @@ impl Endpoint {
                 frame_timeout: seconds("frame_timeout", frame_timeout)?,
             },
         };
-        let runtime = runtime::runtime()?;
-        let (core, router) = py.detach(|| runtime.block_on(bind::bind(settings)))?;
+        let (core, router) = py.detach(|| runtime::block_on(bind::bind(settings)))??;
         Ok(Self {
             core,
             router: Mutex::new(Some(router)),
@@ -135,14 +138,17 @@ impl Endpoint {
 
     #[getter]
     fn node_id(&self) -> String {
-        self.core.endpoint.id().to_string()
+        self.core.id.to_string()
     }
 
     fn addrs(&self) -> Vec<String> {
         let mut found: Vec<SocketAddr> = Vec::new();
-        for bound in self.core.endpoint.bound_sockets() {
+        let Some(endpoint) = self.core.endpoint() else {
+            return Vec::new();
+        };
+        for bound in endpoint.bound_sockets() {
             if bound.ip().is_unspecified() {
-                found.extend(self.core.endpoint.addr().ip_addrs());
+                found.extend(endpoint.addr().ip_addrs());
             } else {
                 found.push(bound);
             }
@@ -153,8 +159,14 @@ impl Endpoint {
     }
 
     fn relay_urls(&self) -> Vec<String> {
-        let addr = self.core.endpoint.addr();
-        addr.relay_urls().map(ToString::to_string).collect()
+        let endpoint = self.core.endpoint();
+        let addr = endpoint.iter().map(iroh::Endpoint::addr);
+        addr.flat_map(|addr| {
+            addr.relay_urls()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        })
+        .collect()
     }
 
     fn fileno(&self) -> RawFd {
@@ -178,7 +190,9 @@ impl Endpoint {
         relay_urls: Vec<String>,
         timeout: f64,
     ) -> Result<()> {
-        let ips = parse_all("ip:port", &addrs)?.into_iter().map(TransportAddr::Ip);
+        let ips = parse_all("ip:port", &addrs)?
+            .into_iter()
+            .map(TransportAddr::Ip);
         let relays = parse_all::<RelayUrl>("a relay URL", &relay_urls)?;
         let places = ips.chain(relays.into_iter().map(TransportAddr::Relay));
         let addr = EndpointAddr::from_parts(keys::public(node_id)?, places);
@@ -197,13 +211,17 @@ impl Endpoint {
         // The usual case by far: one payload, no list.
         let sent = if let Ok(single) = frames.cast::<PyBytes>() {
             check_payload(single.as_bytes(), options)?;
-            self.queue(conn, |link| link.send(lane, std::iter::once(single.as_bytes())))
+            self.queue(conn, |link| {
+                link.send(lane, std::iter::once(single.as_bytes()))
+            })
         } else {
             let frames = payloads(frames, options)?;
             if frames.is_empty() {
                 return Ok(self.core.link(conn).is_some());
             }
-            self.queue(conn, |link| link.send(lane, frames.iter().map(|frame| frame.as_bytes())))
+            self.queue(conn, |link| {
+                link.send(lane, frames.iter().map(|frame| frame.as_bytes()))
+            })
         };
         Ok(sent)
     }
@@ -251,7 +269,9 @@ impl Endpoint {
     }
 
     fn stats(&self, conn: u64) -> Option<ConnectionStats> {
-        self.core.link(conn).map(|link| ConnectionStats::read(&link))
+        self.core
+            .link(conn)
+            .map(|link| ConnectionStats::read(&link))
     }
 
     fn queued(&self) -> Vec<(u64, usize)> {
@@ -278,13 +298,19 @@ impl Endpoint {
     }
 
     fn counters(&self) -> HashMap<&'static str, u64> {
-        let socket = &self.core.endpoint.metrics().socket;
+        let socket = &self.core.socket;
         let mut totals: HashMap<_, _> = self.core.counters.read().into_iter().collect();
         totals.extend([
             ("relay_bytes_in", socket.recv_data_relay.get()),
             ("relay_bytes_out", socket.send_relay.get()),
-            ("direct_bytes_in", socket.recv_data_ipv4.get() + socket.recv_data_ipv6.get()),
-            ("direct_bytes_out", socket.send_ipv4.get() + socket.send_ipv6.get()),
+            (
+                "direct_bytes_in",
+                socket.recv_data_ipv4.get() + socket.recv_data_ipv6.get(),
+            ),
+            (
+                "direct_bytes_out",
+                socket.send_ipv4.get() + socket.send_ipv6.get(),
+            ),
         ]);
         totals
     }
@@ -293,14 +319,13 @@ impl Endpoint {
     fn close(&self, py: Python<'_>, timeout: f64) -> Result<()> {
         let limit = seconds("timeout", timeout)?;
         if let Some(router) = self.begin_close() {
-            let runtime = runtime::runtime()?;
             let core = self.core.clone();
             py.detach(|| {
-                runtime.block_on(async {
+                runtime::block_on(async {
                     // Too late is no matter: dropping the router ends what is left.
                     let _ = tokio::time::timeout(limit, bind::close(core, router)).await;
-                });
-            });
+                })
+            })?;
         }
         Ok(())
     }

@@ -89,7 +89,11 @@ impl Group {
             return Ok(Vec::new());
         }
         let shared = Shared::encode(frames.iter().map(|frame| frame.as_bytes()));
-        let count = self.members.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let count = self
+            .members
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len();
         Ok(if count < DETACH_FROM {
             self.spread(&shared)
         } else {
@@ -97,4 +101,3 @@ impl Group {
         })
     }
 }
-

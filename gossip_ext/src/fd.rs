@@ -1,5 +1,8 @@
 //! The one unsafe line of this crate: waiting on a file descriptor that Python owns.
-#![expect(unsafe_code, reason = "tokio cannot know that the descriptor stays open: its owner is Python")]
+#![expect(
+    unsafe_code,
+    reason = "tokio cannot know that the descriptor stays open: its owner is Python"
+)]
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use iroh::EndpointAddr;
 use iroh::endpoint::{
     ConnectError, ConnectWithOptsError, ConnectingError, Connection, ConnectionError, RecvStream,
     SendStream,
 };
+use iroh::metrics::SocketMetrics;
 use iroh::protocol::{AcceptError, ProtocolHandler};
+use iroh::{EndpointAddr, PublicKey};
 
 use crate::admission::Admission;
 use crate::close::{self, Close};
@@ -43,8 +44,10 @@ pub struct Options {
 /// The shared part of an endpoint.
 #[derive(Debug)]
 pub struct Core {
-    /// QUIC.
-    pub endpoint: iroh::Endpoint,
+    /// This endpoint's identity.
+    pub id: PublicKey,
+    /// What iroh counts.
+    pub socket: Arc<SocketMetrics>,
     /// For Python.
     pub inbox: Inbox,
     /// Totals.
@@ -55,6 +58,8 @@ pub struct Core {
     pub options: Options,
     /// Close was called.
     pub closed: AtomicBool,
+    /// Until close: the UDP socket is closed only when the last clone is dropped, and Python may hold this for longer.
+    endpoint: Mutex<Option<iroh::Endpoint>>,
     links: Mutex<HashMap<u64, Arc<Link>>>,
     next_id: AtomicU64,
     silent: AtomicUsize,
@@ -70,7 +75,9 @@ impl Core {
         options: Options,
     ) -> Self {
         Self {
-            endpoint,
+            id: endpoint.id(),
+            socket: endpoint.metrics().socket.clone(),
+            endpoint: Mutex::new(Some(endpoint)),
             inbox,
             counters,
             admission,
@@ -84,6 +91,18 @@ impl Core {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Link>>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// QUIC; `None` after close.
+    pub fn endpoint(&self) -> Option<iroh::Endpoint> {
+        let endpoint = self.endpoint.lock();
+        endpoint.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets go of the socket.
+    pub fn release(&self) {
+        let endpoint = self.endpoint.lock();
+        *endpoint.unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// A live connection.
@@ -135,7 +154,10 @@ impl Core {
     /// Waits for the stream and its first header; only then does the connection exist for Python.
     async fn accept(self: &Arc<Self>, quic: &Connection) -> Result<(), Close> {
         if self.inbox.crowded() {
-            return Err(Close::new(close::NO_STREAM, "busy: this node is behind with its work"));
+            return Err(Close::new(
+                close::NO_STREAM,
+                "busy: this node is behind with its work",
+            ));
         }
         let limit = self.options.open_timeout;
         let mut what = "stream";
@@ -177,8 +199,11 @@ impl Core {
     /// Connects and reports OPENED or DIAL_FAILED.
     pub async fn dial(self: Arc<Self>, token: i64, addr: EndpointAddr, limit: Duration) {
         let whereto = describe(&addr);
+        let Some(endpoint) = self.endpoint() else {
+            return; // Nobody waits: close() came between the call and this.
+        };
         let connected = tokio::time::timeout(limit, async {
-            let quic = self.endpoint.connect(addr, ALPN).await?;
+            let quic = endpoint.connect(addr, ALPN).await?;
             let (send, recv) = quic.open_bi().await.map_err(ConnectError::from)?;
             Ok::<_, ConnectError>((quic, send, recv))
         });
@@ -196,7 +221,10 @@ impl Core {
             Err(_) => (
                 "unreachable",
                 None,
-                format!("nobody answered at {whereto} within {} s", limit.as_secs_f64()),
+                format!(
+                    "nobody answered at {whereto} within {} s",
+                    limit.as_secs_f64()
+                ),
             ),
         };
         self.inbox.push(Item::DialFailed {
@@ -250,9 +278,9 @@ fn dial_error(error: &ConnectError, whereto: &str) -> (&'static str, Option<u64>
         Some(ConnectionError::LocallyClosed) => {
             ("closed", None, "this endpoint is closed".to_owned())
         }
-        Some(error @ (ConnectionError::ConnectionClosed(_) | ConnectionError::TransportError(_))) => {
-            ("refused", None, format!("{whereto}: {error}"))
-        }
+        Some(
+            error @ (ConnectionError::ConnectionClosed(_) | ConnectionError::TransportError(_)),
+        ) => ("refused", None, format!("{whereto}: {error}")),
         Some(ConnectionError::TimedOut) => {
             ("unreachable", None, format!("nobody answered at {whereto}"))
         }

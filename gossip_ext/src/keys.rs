@@ -19,8 +19,11 @@ pub fn secret(bytes: &[u8]) -> Result<SecretKey> {
 
 /// A NodeId from its hex digits. iroh's own parser takes base32 as well, which would give one peer two names.
 pub fn public(node_id: &str) -> Result<PublicKey> {
-    let malformed =
-        || Error::Value(format!("not a NodeId (64 hex digits of a key): {node_id:?}"));
+    let malformed = || {
+        Error::Value(format!(
+            "not a NodeId (64 hex digits of a key): {node_id:?}"
+        ))
+    };
     if node_id.len() != NODE_ID_DIGITS {
         return Err(malformed());
     }

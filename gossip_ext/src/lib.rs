@@ -18,6 +18,7 @@ mod keys;
 mod metrics;
 mod outbox;
 mod runtime;
+mod signal;
 mod stats;
 mod stream;
 

@@ -15,13 +15,14 @@ use tokio::sync::Notify;
 use crate::connection::Link;
 use crate::error::{Error, Result};
 use crate::fd;
-
-/// Turns of the run queue that `drive` gives before it looks: the first runs what Python has sent since (writers, then
-/// QUIC's drivers, which send), and polls the sockets; the second runs what the sockets brought.
-const TURNS: usize = 2;
+use crate::signal;
 
 static RUNTIME: OnceLock<std::result::Result<Runtime, String>> = OnceLock::new();
+/// `drive` is running; `drive` is how this process runs the runtime.
 static DRIVING: AtomicBool = AtomicBool::new(false);
+static DRIVEN: AtomicBool = AtomicBool::new(false);
+/// `start_thread` was called.
+static THREAD: AtomicBool = AtomicBool::new(false);
 
 /// Set when an inbox gets its first item (or keeps some after a drain), cleared when `drive` returns for it. News and not
 /// a count of full inboxes: one that nobody drains (yet, or any more) must not turn `drive` into a busy loop.
@@ -37,7 +38,7 @@ pub fn runtime() -> Result<&'static Runtime> {
     let built = RUNTIME.get_or_init(|| {
         let runtime = Builder::new_current_thread()
             .enable_all()
-            .thread_name("broker-net")
+            .thread_name("broker-blocking")
             .build()
             .map_err(|error| error.to_string())?;
         runtime.spawn(wake_writers());
@@ -53,10 +54,14 @@ pub fn runtime() -> Result<&'static Runtime> {
 async fn wake_writers() {
     loop {
         DIRTY_ADDED.notified().await;
-        let links = std::mem::take(&mut *DIRTY.lock().unwrap_or_else(PoisonError::into_inner));
-        for link in links {
-            link.wake_writer();
-        }
+        wake_dirty();
+    }
+}
+
+fn wake_dirty() {
+    let links = std::mem::take(&mut *DIRTY.lock().unwrap_or_else(PoisonError::into_inner));
+    for link in links {
+        link.wake_writer();
     }
 }
 
@@ -67,7 +72,9 @@ pub fn kick(link: &Arc<Link>) {
         let first = dirty.is_empty();
         dirty.push(link.clone());
         drop(dirty);
-        if first {
+        // Between two calls of `drive` nobody runs the runtime, and the next call looks here first. Sequentially consistent
+        // on both sides: either this sees that it is running, or it sees what was pushed above.
+        if first && (!DRIVEN.load(Ordering::SeqCst) || DRIVING.load(Ordering::SeqCst)) {
             DIRTY_ADDED.notify_one();
         }
     }
@@ -79,10 +86,18 @@ pub fn announce() {
     ARRIVED.notify_waiters();
 }
 
+/// Runs one of our own futures to its end on the calling thread.
+pub fn block_on<F: Future>(future: F) -> Result<F::Output> {
+    wake_dirty();
+    Ok(runtime()?.block_on(future))
+}
+
 /// Runs the runtime on a thread of its own.
 #[pyfunction]
 pub fn start_thread() -> Result<()> {
     static STARTED: OnceLock<()> = OnceLock::new();
+    THREAD.store(true, Ordering::SeqCst);
+    DRIVEN.store(false, Ordering::SeqCst);
     let runtime = runtime()?;
     let mut failed = None;
     STARTED.get_or_init(|| {
@@ -97,31 +112,51 @@ pub fn start_thread() -> Result<()> {
 /// Runs the runtime on this thread until there is something for Python to do.
 #[pyfunction]
 #[pyo3(signature = (fd, timeout))]
-pub fn drive(py: Python<'_>, fd: RawFd, timeout: Option<f64>) -> Result<()> {
-    // asyncio may hand over a negative timeout for a timer that is already late.
-    let timeout = timeout
-        .map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).map_err(Error::value))
-        .transpose()?;
+pub fn drive(py: Python<'_>, fd: RawFd, timeout: Option<f64>) -> PyResult<()> {
+    let timeout = timeout.map(wait_limit).transpose()?;
     let runtime = runtime()?;
-    if DRIVING.swap(true, Ordering::AcqRel) {
-        return Err(Error::Busy);
+    if DRIVING.swap(true, Ordering::SeqCst) {
+        return Err(Error::Busy.into());
     }
-    let result = py.detach(|| runtime.block_on(turn(fd, timeout)));
-    DRIVING.store(false, Ordering::Release);
+    DRIVEN.store(!THREAD.load(Ordering::Relaxed), Ordering::SeqCst);
+    let result = drive_once(py, runtime, fd, timeout);
+    DRIVING.store(false, Ordering::SeqCst);
     result
 }
 
-async fn turn(fd: RawFd, timeout: Option<Duration>) -> Result<()> {
-    for _ in 0..TURNS {
-        tokio::task::yield_now().await;
+fn drive_once(
+    py: Python<'_>,
+    runtime: &Runtime,
+    fd: RawFd,
+    mut timeout: Option<Duration>,
+) -> PyResult<()> {
+    if timeout != Some(Duration::ZERO) {
+        let _inside = runtime.enter();
+        if !signal::listen(py)? {
+            timeout = Some(timeout.map_or(signal::RENEW, |limit| limit.min(signal::RENEW)));
+        }
     }
+    py.detach(|| runtime.block_on(turn(fd, timeout)))?;
+    py.check_signals()
+}
+
+/// asyncio may hand over a negative timeout for a timer that is already late. (Not `max`: it would turn NaN into 0.)
+fn wait_limit(seconds: f64) -> Result<Duration> {
+    if seconds <= 0.0 {
+        return Ok(Duration::ZERO);
+    }
+    Duration::try_from_secs_f64(seconds).map_err(Error::value)
+}
+
+async fn turn(fd: RawFd, timeout: Option<Duration>) -> Result<()> {
+    wake_dirty();
     // Made before the check: notify_waiters reaches every future that exists.
     let arrived = ARRIVED.notified();
     if NEWS.swap(false, Ordering::AcqRel) || timeout == Some(Duration::ZERO) {
+        // One turn: it runs what is ready (writers, then QUIC's drivers, which send) and polls the sockets.
+        tokio::task::yield_now().await;
         return Ok(());
     }
-    // Registered anew for each wait: adding a descriptor reports its present readiness, so nothing has to be remembered
-    // between calls and a descriptor number that now means another file cannot be mistaken for the old one.
     let readable = fd::watch(fd)?;
     let limit = async {
         match timeout {
@@ -136,6 +171,7 @@ async fn turn(fd: RawFd, timeout: Option<Duration>) -> Result<()> {
             Ok(())
         }
         ready = readable.readable() => ready.map(|_| ()).map_err(Error::from),
+        signal = signal::arrived() => signal,
         () = limit => Ok(()),
     }
 }

@@ -24,7 +24,13 @@ const PIECES: usize = 128;
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
 /// Runs a connection to its end and reports it.
-pub async fn run(core: Arc<Core>, link: Arc<Link>, send: SendStream, recv: RecvStream, decoder: Decoder) {
+pub async fn run(
+    core: Arc<Core>,
+    link: Arc<Link>,
+    send: SendStream,
+    recv: RecvStream,
+    decoder: Decoder,
+) {
     let writer = tokio::spawn(write(core.clone(), link.clone(), send));
     let ended = tokio::select! {
         ended = read(&core, &link, recv, decoder) => ended,
@@ -33,7 +39,10 @@ pub async fn run(core: Arc<Core>, link: Arc<Link>, send: SendStream, recv: RecvS
     link.set_gone();
     writer.abort();
     core.forget(link.id);
-    core.inbox.push(Item::Closed { conn: link.id, ended });
+    core.inbox.push(Item::Closed {
+        conn: link.id,
+        ended,
+    });
 }
 
 /// Closes the connection for what the peer did.
@@ -45,7 +54,10 @@ fn refuse(link: &Link, close: Close) -> Ended {
 
 /// Adds what the stream has to the decoder; `None` at its end. The pieces live on the stack for one poll and not in the
 /// task, which every idle connection has.
-pub async fn fill(recv: &mut RecvStream, decoder: &mut Decoder) -> Result<Option<usize>, ReadError> {
+pub async fn fill(
+    recv: &mut RecvStream,
+    decoder: &mut Decoder,
+) -> Result<Option<usize>, ReadError> {
     std::future::poll_fn(|context| {
         let mut pieces = [const { Bytes::new() }; PIECES];
         let read = pin!(recv.read_many_chunks(&mut pieces)).poll(context);
