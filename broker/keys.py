@@ -52,9 +52,11 @@ def load(path: Path) -> bytes:
         raise KeyFileError(f"no identity file at {path}\nmake one with `broker key new {path}`") from None
     except OSError as error:
         raise KeyFileError(f"the identity file {path} cannot be read: {error.strerror}") from None
-    with open(fd, "rb") as file:
+    try:
         _check_mode(path, os.fstat(fd).st_mode)
-        return _parse(path, file.read(MOST_BYTES))
+        return _parse(path, os.read(fd, MOST_BYTES))
+    finally:
+        os.close(fd)
 
 
 def _check_mode(path: Path, mode: int) -> None:

@@ -11,7 +11,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -22,32 +21,33 @@ from broker.cli import bench, call, check, demo, hub, key, ls, pub, serve, sub
 from broker.cli.output import error_lines
 from broker.cli.running import INTERRUPTED
 from broker.errors import BrokerError, CallError, CallTimeout, Refused
+from broker.version import VERSION
 
 __all__ = ["app", "main"]
 
 TIMED_OUT = 3
+ADVICE = {
+    "OPERATION_NOT_FOUND": "`broker ls TICKET operations` lists what is offered now",
+    "TIMEOUT": "--timeout S waits longer; `broker ls TICKET` tells who is slow",
+    "ACCESS_DENIED": "whoever runs the hub decides that",
+}
+"""What to do about a remote's answer; it knows what happened, but not that it is read here."""
+
+HELP = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
     name="broker",
     help="Spokes speak JSON events to a hub: calls, topics and streams with one identity. Try `broker demo`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"auto_envvar_prefix": "BROKER", "help_option_names": ["-h", "--help"]},
+    context_settings=HELP,
 )
 
 
 def _version(value: bool) -> None:
     if value:
-        sys.stdout.write(f"broker {version()}\n")
+        sys.stdout.write(f"broker {VERSION}\n")
         raise typer.Exit
-
-
-def version() -> str:
-    """Of the installed distribution; a source tree that is not installed has none."""
-    try:
-        return metadata.version("iroh-broker")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 @app.callback()
@@ -57,8 +57,9 @@ def root(
     """Options before the command."""
 
 
+# A hub's options are keys of its config, whose variables load_config reads; the others' are BROKER_<COMMAND>_<OPTION>.
+app.command(rich_help_panel="Run", context_settings=HELP)(hub.hub)
 for command, panel in (
-    (hub.hub, "Run"),
     (demo.demo, "Run"),
     (serve.serve, "Run"),
     (call.call, "Use"),
@@ -68,7 +69,8 @@ for command, panel in (
     (bench.bench, "Tools"),
     (check.check, "Tools"),
 ):
-    app.command(rich_help_panel=panel)(command)
+    settings = {"auto_envvar_prefix": f"BROKER_{command.__name__.upper()}", **HELP}
+    app.command(rich_help_panel=panel, context_settings=settings)(command)
 app.add_typer(key.app, rich_help_panel="Tools")
 
 
@@ -106,7 +108,8 @@ def _failed(error: BaseException) -> int:
         case typer.TyperException():
             return _wrong_usage(error)
         case BrokerError():
-            _complain(str(error), _shown_code(error))
+            advice = ADVICE.get(error.code) if isinstance(error, CallError) else None
+            _complain("\n".join(filter(None, [str(error), advice])), _shown_code(error))
             return TIMED_OUT if isinstance(error, CallTimeout) else error.exit_status
         case OSError():
             _complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -43,7 +44,9 @@ def call(
             show_default=False,
         ),
     ] = None,
-    everyone: Annotated[bool, typer.Option("--all", help="Asks every spoke that offers it; ends with who is missing.")] = False,
+    everyone: Annotated[
+        bool, typer.Option("--all", help="Asks every spoke that offers it; ends with who is missing.")
+    ] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Prints each item of a subscription as it comes.")] = False,
     json: Json = False,
     key: KeyFile = None,
@@ -63,19 +66,21 @@ def call(
     return run(_call(common, ticket, operation, value, timeout or CALL_TIMEOUT))
 
 
-async def _call(common: Common, ticket: str, operation: str, value: Any, timeout: float) -> int:
+async def _call(common: Common, ticket: str, operation: str, value: Any, seconds: float) -> int:
     writer = LineWriter()
     async with common.connect(ticket, "broker call") as spoke:
-        output = await spoke.call(operation, value, timeout=timeout)
+        output = await spoke.call(operation, value, timeout=seconds)
         await _show(common, writer, output)
     return 0
 
 
-async def _stream(common: Common, ticket: str, operation: str, value: Any, timeout: float | None) -> int:
+async def _stream(common: Common, ticket: str, operation: str, value: Any, seconds: float | None) -> int:
     writer = LineWriter()
-    async with common.connect(ticket, "broker call") as spoke, aclosing(
-        spoke.stream(operation, value, timeout=timeout)
-    ) as items:
+    async with (
+        common.connect(ticket, "broker call") as spoke,
+        # It ends the call when this command ends before it.
+        aclosing(cast("AsyncGenerator[Any]", spoke.stream(operation, value, timeout=seconds))) as items,
+    ):
         async for item in items:
             await _show(common, writer, item)
     return 0
@@ -90,10 +95,10 @@ async def _show(common: Common, writer: LineWriter, value: Any) -> None:
         await writer.text(JSON.from_data(value))
 
 
-async def _roll_call(common: Common, ticket: str, operation: str, value: Any, timeout: float) -> int:
+async def _roll_call(common: Common, ticket: str, operation: str, value: Any, seconds: float) -> int:
     writer = LineWriter()
     async with common.connect(ticket, "broker call") as spoke:
-        result = await spoke.roll_call(operation, value, timeout=timeout)
+        result = await spoke.roll_call(operation, value, timeout=seconds)
     rows = [_row(answer.node_id, answer.name, answer.output, answer.error) for answer in result.answers]
     missing = [{"node_id": one.node_id, "name": one.name} for one in result.missing]
     if common.plain(writer):
@@ -105,8 +110,8 @@ async def _roll_call(common: Common, ticket: str, operation: str, value: Any, ti
         "error": lambda row: row["error"]["message"] if "error" in row else "",
     }
     await writer.text(table(operation, columns, rows))
-    names = ", ".join(one["name"] or one["node_id"][:10] for one in missing)
-    await writer.text(f"missing after {timeout:g} s: {names or 'nobody'}")
+    names = ", ".join(one.name or one.node_id[:10] for one in result.missing)
+    await writer.text(f"missing after {seconds:g} s: {names or 'nobody'}")
     return 0
 
 

@@ -34,6 +34,8 @@ log = logging.getLogger("broker.cli")
 INTERVAL = 1.0
 """Seconds between events, and between calls."""
 OPERATIONS = ("host.load", "host.memory", "host.disks", "host.processes")
+FIRST_LOOK = 0.1
+"""Seconds over which the first reading of the processors is taken."""
 HTTP = "127.0.0.1:9464"
 
 
@@ -41,10 +43,17 @@ def demo(
     spokes: Annotated[int, typer.Option("--spokes", metavar="N", min=1, max=100)] = 3,
     seconds: Annotated[
         float | None,
-        typer.Option("--seconds", metavar="S", min=0.1, help="Ends after so long. [default: when interrupted]", show_default=False),
+        typer.Option(
+            "--seconds",
+            metavar="S",
+            min=0.1,
+            help="Ends after so long. [default: when interrupted]",
+            show_default=False,
+        ),
     ] = None,
     http: Annotated[
-        str | None, typer.Option("--http", metavar="HOST:PORT", help=f"[default: {HTTP}, or a free port]", show_default=False)
+        str | None,
+        typer.Option("--http", metavar="HOST:PORT", help=f"[default: {HTTP}, or a free port]", show_default=False),
     ] = None,
     json: Json = False,
     log_level: LogLevelOption = None,
@@ -59,6 +68,7 @@ async def _demo(count: int, seconds: float | None, http: str | None, json: bool)
     from broker import connect
 
     writer = LineWriter()
+    _processors.percent()
     async with AsyncExitStack() as stack:
         stop = stack.enter_context(stop_signal())
         hub = await stack.enter_async_context(_hub(http))
@@ -152,12 +162,31 @@ async def _ended(*tasks: asyncio.Task[Any]) -> None:
 # What a host tells of itself.
 
 
+class _Processors:
+    """How busy they are. psutil tells it since the last look; of two looks at once the second would see nothing."""
+
+    def __init__(self) -> None:
+        self._at, self._percent = 0.0, 0.0
+
+    def percent(self) -> float:
+        import psutil
+
+        now = time.monotonic()
+        if now - self._at >= INTERVAL / 2:
+            self._percent = psutil.cpu_percent(interval=None if self._at else FIRST_LOOK)
+            self._at = now
+        return self._percent
+
+
+_processors = _Processors()
+
+
 def load() -> dict[str, Any]:
-    """Load averages and the processors' use since the last look."""
+    """Load averages and the use of the processors in the last second."""
     import psutil
 
     one, five, fifteen = psutil.getloadavg()
-    return {"load": [round(one, 2), round(five, 2), round(fifteen, 2)], "cpu_percent": psutil.cpu_percent()}
+    return {"load": [round(one, 2), round(five, 2), round(fifteen, 2)], "cpu_percent": _processors.percent()}
 
 
 def memory() -> dict[str, Any]:
@@ -187,7 +216,9 @@ def processes() -> dict[str, Any]:
     rows = [process.info for process in psutil.process_iter(["pid", "name", "memory_info"])]
     rows.sort(key=lambda info: info["memory_info"].rss if info["memory_info"] else 0, reverse=True)
     largest = [
-        {"pid": info["pid"], "name": info["name"], "rss": info["memory_info"].rss} for info in rows[:5] if info["memory_info"]
+        {"pid": info["pid"], "name": info["name"], "rss": info["memory_info"].rss}
+        for info in rows[:5]
+        if info["memory_info"]
     ]
     return {"count": len(rows), "largest": largest}
 

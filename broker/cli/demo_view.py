@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.live import Live
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
@@ -135,10 +134,15 @@ class LiveView(View):
         super().__init__(hub, writer)
         self.live = Live(get_renderable=self._draw, refresh_per_second=REFRESH_PER_SECOND)
 
+    async def begin(self) -> None:
+        # Above what is drawn again, in one piece: a ticket is there to be copied.
+        self.live.console.print(Text("\n".join([*self._addresses(), ""])), soft_wrap=True)
+
     def _draw(self) -> Group:
-        address = Panel(Text("\n".join(self._addresses()), overflow="fold"), title="broker demo", title_align="left")
-        hint = Text("broker ls TICKET, broker sub TICKET 'host.>', broker call TICKET host.memory; Ctrl-C ends", style="dim")
-        return Group(address, self._topics(), self._calls(), hint)
+        hint = Text(
+            "broker ls TICKET, broker sub TICKET 'host.>', broker call TICKET host.memory; Ctrl-C ends", style="dim"
+        )
+        return Group(self._topics(), self._calls(), hint)
 
     def _topics(self) -> Table:
         words = {verdict.topic: verdict.word for verdict in self._verdicts}
@@ -150,7 +154,9 @@ class LiveView(View):
         return table
 
     def _calls(self) -> Table:
-        table = Table("operation", "calls", "failed", "p50 ms", "output", title="Calls", title_justify="left", expand=True)
+        table = Table(
+            "operation", "calls", "failed", "p50 ms", "output", title="Calls", title_justify="left", expand=True
+        )
         for name, row in sorted(self._operations.items()):
             p50 = f"{statistics.median(row.seconds) * 1000:.2f}"
             table.add_row(name, str(row.calls), str(row.failed), p50, Text(row.last[:SHOWN_OUTPUT]))

@@ -1,8 +1,8 @@
 """Commands as operations: ``--exec NAME=COMMAND`` of ``broker serve``.
 
-The input goes to the command's stdin as JSON, its stdout is the output. No shell is in between: the command is split as a
-shell would, and run. It has a process group of its own, which is killed when the call ends before it does. Not here: the
-spoke.
+The input goes to the command's stdin as JSON, its stdout is the output. No shell is in between: the command is split
+as a shell would, and run. It has a process group of its own, which is killed when the call ends before it does. Not
+here: the spoke.
 """
 
 from __future__ import annotations

@@ -6,10 +6,9 @@ import asyncio
 import logging
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.panel import Panel
 
 from broker.cli.options import Json, LogFormatOption, LogLevelOption, read_ticket
 from broker.cli.output import LineWriter, note, start_logging
@@ -23,47 +22,49 @@ __all__ = ["hub"]
 
 log = logging.getLogger("broker.cli")
 
-OptionalPath = Path | None
+
+def _flag(name: str, metavar: str, text: str, key: str = "") -> Any:
+    """An option that is a key of the config too: its variable is read there, after the file and before the flags."""
+    variable = "BROKER_" + (key or name.removeprefix("--").replace("-", "_")).upper()
+    return typer.Option(name, metavar=metavar, help=f"{text} \\[{variable}]", show_default=False)
 
 
 def hub(
     config: Annotated[
-        OptionalPath,
-        typer.Option("--config", envvar="BROKER_CONFIG", metavar="F", help="TOML file; `broker check` validates it."),
+        Path | None,
+        typer.Option(
+            "--config",
+            envvar="BROKER_CONFIG",
+            metavar="F",
+            help="TOML; `broker check` validates it.",
+            show_default=False,
+        ),
     ] = None,
     data: Annotated[
-        OptionalPath,
-        typer.Option("--data", metavar="DIR", help="Keeps the identity and the port: the ticket outlives a restart."),
+        Path | None, _flag("--data", "DIR", "Keeps the identity and the port: the ticket outlives a restart.")
     ] = None,
-    key: Annotated[
-        OptionalPath, typer.Option("--key", metavar="F", help="Identity file (`broker key new`).")
-    ] = None,
-    bind: Annotated[
-        str | None, typer.Option("--bind", metavar="HOST:PORT", help="UDP address. [default: 127.0.0.1:0]")
-    ] = None,
+    key: Annotated[Path | None, _flag("--key", "F", "Identity file (`broker key new`).")] = None,
+    bind: Annotated[str | None, _flag("--bind", "HOST:PORT", "UDP address; 127.0.0.1:0 if not given.")] = None,
     http: Annotated[
-        str | None,
-        typer.Option("--http", metavar="HOST:PORT", help="Metrics and health; off: none. [default: 127.0.0.1:9464]"),
+        str | None, _flag("--http", "HOST:PORT", "Metrics and health; 127.0.0.1:9464 if not given, off: none.")
     ] = None,
     relay: Annotated[
-        list[str] | None, typer.Option("--relay", metavar="URL", help="A relay to be reachable through. Repeatable.")
+        list[str] | None, _flag("--relay", "URL", "A relay to be reachable through. Repeatable.", "relays")
     ] = None,
-    ticket_file: Annotated[
-        OptionalPath, typer.Option("--ticket-file", metavar="F", help="Gets the ticket once the hub accepts.")
-    ] = None,
-    join: Annotated[
-        str | None, typer.Option("--join", metavar="TICKET", help="Joins the realm of another hub.")
-    ] = None,
+    ticket_file: Annotated[Path | None, _flag("--ticket-file", "F", "Gets the ticket once the hub accepts.")] = None,
+    join: Annotated[str | None, _flag("--join", "TICKET", "Joins the realm of another hub.")] = None,
     dial: Annotated[
-        list[str] | None, typer.Option("--dial", metavar="TICKET", help="A spoke (serve --listen) to dial. Repeatable.")
+        list[str] | None, _flag("--dial", "TICKET", "A spoke (`serve --listen`) to dial. Repeatable.")
     ] = None,
     open_: Annotated[
-        bool | None, typer.Option("--open/--closed", help="Admits every NodeId that is not denied. [default: closed]")
+        bool | None,
+        typer.Option(
+            "--open/--closed", help="Admits every NodeId that is not denied. \\[BROKER_OPEN]", show_default=False
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="How the hub is shown.")] = None,
+    name: Annotated[str | None, _flag("--name", "NAME", "How the hub is shown.")] = None,
     drain_timeout: Annotated[
-        float | None,
-        typer.Option("--drain-timeout", metavar="S", help="To finish what is in flight when told to stop. [default: 10]"),
+        float | None, _flag("--drain-timeout", "S", "To finish what is in flight when told to stop; 10 if not given.")
     ] = None,
     json: Json = False,
     log_level: LogLevelOption = None,
@@ -118,9 +119,7 @@ async def _serve(config: HubConfig, json: bool) -> int:
 
 async def _announce(hub: Hub, writer: LineWriter, json: bool) -> None:
     if json:
-        await writer.json(
-            {"event": "ready", "node_id": hub.node_id, "ticket": hub.ticket, "http": hub.http_address}
-        )
+        await writer.json({"event": "ready", "node_id": hub.node_id, "ticket": hub.ticket, "http": hub.http_address})
         return
     if not writer.terminal:
         await writer.write(f"{hub.ticket}\n".encode())
@@ -128,9 +127,11 @@ async def _announce(hub: Hub, writer: LineWriter, json: bool) -> None:
     file = hub.config.ticket_file
     ticket = f"@{file}" if file else hub.ticket
     lines = [
-        f"[bold]hub[/] {hub.node_id}",
-        f"[bold]ticket[/] {hub.ticket}",
-        f"[bold]metrics[/] http://{hub.http_address}/metrics" if hub.http_address else "[bold]metrics[/] off",
+        "[bold green]The hub accepts connections.[/]",
+        "",
+        f"[bold]hub[/]      {hub.node_id}",
+        f"[bold]ticket[/]   {hub.ticket}",
+        f"[bold]metrics[/]  http://{hub.http_address}/metrics" if hub.http_address else "[bold]metrics[/]  off",
         "",
         *([] if hub.config.open else ["Only NodeIds of its allow list may connect (--open lets everybody in).", ""]),
         "Next, in other terminals:",
@@ -138,7 +139,7 @@ async def _announce(hub: Hub, writer: LineWriter, json: bool) -> None:
         f"  broker sub {ticket} 'demo.>'",
         f"  broker pub {ticket} demo.hello '{{\"n\": 1}}'",
     ]
-    await writer.text(Panel("\n".join(lines), title="The hub accepts connections", expand=False))
+    await writer.text("\n".join(lines), wrap=False)
 
 
 async def _drain(hub: Hub, timeout: float) -> None:

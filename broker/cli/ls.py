@@ -55,7 +55,10 @@ COLUMNS: dict[Kind, Columns] = {
 
 def ls(
     ticket: TicketArgument,
-    kind: Annotated[Kind | None, typer.Argument(show_default=False)] = None,
+    kind: Annotated[
+        Kind | None,
+        typer.Argument(metavar="[spokes|operations|topics]", help="All three if not given.", show_default=False),
+    ] = None,
     json: Json = False,
     key: KeyFile = None,
     connect_timeout: ConnectTimeout = 10.0,

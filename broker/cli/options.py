@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -57,11 +58,14 @@ KeyFile = Annotated[
     ),
 ]
 SpokeName = Annotated[
-    str | None, typer.Option("--name", metavar="NAME", help="How this spoke is shown in `broker ls`.", show_default=False)
+    str | None,
+    typer.Option("--name", metavar="NAME", help="How this spoke is shown in `broker ls`.", show_default=False),
 ]
 ConnectTimeout = Annotated[
     float,
-    typer.Option("--connect-timeout", envvar="BROKER_CONNECT_TIMEOUT", metavar="S", min=0.1, help="Seconds to reach the hub."),
+    typer.Option(
+        "--connect-timeout", envvar="BROKER_CONNECT_TIMEOUT", metavar="S", min=0.1, help="Seconds to reach the hub."
+    ),
 ]
 DrainTimeout = Annotated[
     float,
@@ -75,6 +79,8 @@ DrainTimeout = Annotated[
 ]
 Carrier = Literal["auto", "stream", "gossip", "datagram"]
 CarrierOption = Annotated[Carrier, typer.Option("--carrier", help="The way that events take.")]
+
+log = logging.getLogger("broker.cli")
 
 MAX_TICKET_FILE = 65_536
 """A wrong path to something large is seen without reading it."""
@@ -111,6 +117,7 @@ class Common:
         """A session with the ticket's hub."""
         from broker import connect
 
+        log.info("connecting")
         return connect(
             read_ticket(ticket), name=self.name or default_name, secret=self.secret, timeout=self.connect_timeout
         )

@@ -61,11 +61,11 @@ class LineWriter:
         """Several at once."""
         await self.write(b"".join(map(dumps, values)))
 
-    async def text(self, value: Any) -> None:
-        """Something of rich's for people, with colours on a terminal."""
+    async def text(self, value: Any, *, wrap: bool = True) -> None:
+        """Something of rich's, with colours on a terminal. ``wrap=False`` leaves whole what is there to be copied."""
         console = Console()
         with console.capture() as capture:
-            console.print(value)
+            console.print(value, soft_wrap=not wrap)
         await self.write(capture.get().encode())
 
     async def write(self, content: bytes) -> None:

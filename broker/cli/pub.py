@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["pub"]
 
+
 def pub(
     ticket: TicketArgument,
     topic: Annotated[str, typer.Argument(metavar="TOPIC", show_default=False)],
@@ -61,10 +62,10 @@ def pub(
     if data is not None and file is not None:
         raise UsageError("give the event as DATA or a --file of them, not both")
     common = Common.start(json, log_level, log_format, key=key, connect_timeout=connect_timeout)
-    if file is None:
-        events = _one(read_json(data, "DATA"))
-    else:
+    if file is not None:
         events = json_lines(file, Progress.on_terminal(file, quiet=json))
+    else:
+        events = _one(read_json(data, "DATA"))
     publishing = _Publishing(topic, carrier, rate, timeout)
     return run(_pub(common, ticket, events, publishing, drain_timeout))
 
@@ -123,7 +124,8 @@ async def _pub(
                 interrupted = await wait_for_either(work, stop)
             except UsageError:
                 # A bad line in the middle: what went before it is published, and said to be.
-                await _finish(common, writer, spoke, publishing, publishing.timeout, started)
+                if publishing.count:
+                    await _finish(common, writer, spoke, publishing, publishing.timeout, started)
                 raise
             finally:
                 work.cancel()

@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,7 +45,9 @@ def serve(
     ] = None,
     execs: Annotated[
         list[str] | None,
-        typer.Option("--exec", metavar="NAME=COMMAND", help="Offers a command: JSON on its stdin and stdout. Repeatable."),
+        typer.Option(
+            "--exec", metavar="NAME=COMMAND", help="Offers a command: JSON on its stdin and stdout. Repeatable."
+        ),
     ] = None,
     exec_streams: Annotated[
         list[str] | None,
@@ -69,7 +72,9 @@ def serve(
     start_logging(log_level or "info", log_format or "text")
     ticket, module = (None, first) if listen else (first, second)
     if listen and second is not None:
-        raise UsageError("--listen takes no ticket: this spoke is dialled, by `broker hub --dial` with the one it prints")
+        raise UsageError(
+            "--listen takes no ticket: this spoke is dialled, by `broker hub --dial` with the one it prints"
+        )
     if not listen and ticket is None:
         raise UsageError("which hub? Give its TICKET, or --listen to be dialled")
     if module is None and not execs and not exec_streams:
@@ -87,10 +92,8 @@ def _spoke(module: str | None, name: str | None, secret: bytes | None, bind: str
     from broker import Spoke
 
     spoke = Spoke() if module is None else load_app(module)
-    changes: dict[str, Any] = {"accept": True} if listen else {}
-    if bind is not None:
-        changes["bind"] = bind
-    spoke.configure(name=name, secret=secret, **changes)
+    options = replace(spoke.options, accept=listen, bind=bind or spoke.options.bind)
+    spoke.configure(name=name, secret=secret, options=options)
     return spoke
 
 

@@ -28,8 +28,8 @@ from broker.cli.running import INTERRUPTED, run, stop_signal
 from broker.errors import UsageError
 
 if TYPE_CHECKING:
-    from broker import Event, Subscription
-    from broker.protocol.sequence import Verdict
+    from broker import Event, Verdict
+    from broker.spoke.subscription import Subscription
 
 __all__ = ["sub"]
 
@@ -41,7 +41,9 @@ LOST = 1
 
 def sub(
     ticket: TicketArgument,
-    topics: Annotated[list[str], typer.Argument(metavar="TOPIC...", help="Names or patterns: a.*, a.>", show_default=False)],
+    topics: Annotated[
+        list[str], typer.Argument(metavar="TOPIC...", help="Names or patterns: a.*, a.>", show_default=False)
+    ],
     count: Annotated[
         int | None, typer.Option("--count", metavar="N", min=1, help="Ends after so many.", show_default=False)
     ] = None,
@@ -50,7 +52,9 @@ def sub(
     ] = None,
     since: Annotated[
         str | None,
-        typer.Option("--since", metavar="SEQ|start", help="From this seq of each author on. [default: now]", show_default=False),
+        typer.Option(
+            "--since", metavar="SEQ|start", help="From this seq of each author on. [default: now]", show_default=False
+        ),
     ] = None,
     carrier: CarrierOption = "auto",
     policy: Annotated[
@@ -66,7 +70,7 @@ def sub(
     log_level: LogLevelOption = None,
     log_format: LogFormatOption = None,
 ) -> int:
-    """Prints events, one a line, until the count or the seconds are reached. With --check, status 1 if any were lost."""
+    """Prints events, one a line, until the count or the time is reached. With --check, status 1 if any were lost."""
     check_carrier(carrier)
     start = _since(since)
     common = Common.start(json, log_level, log_format, key=key, connect_timeout=connect_timeout)
@@ -83,8 +87,10 @@ def sub(
 
 
 def _since(text: str | None) -> Literal["start"] | int | None:
-    if text is None or text == "start":
-        return text
+    if text is None:
+        return None
+    if text == "start":
+        return "start"
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise UsageError(f"--since {text}: give a seq from 1, or start")
     return int(text)
@@ -140,7 +146,7 @@ class _Reader:
             await self._writer.lines(map(_verdict_row, verdicts))
         else:
             await self._writer.text(_verdict_table(verdicts))
-        lost = sum(last - first + 1 for verdict in verdicts for first, last in verdict.lost)
+        lost: int = sum(last - first + 1 for verdict in verdicts for first, last in verdict.lost)
         if lost:
             note(f"{lost} events are lost: the hub no longer had them, or this reader was too slow for its policy")
         return lost

@@ -22,6 +22,7 @@ __all__ = ["serve_http"]
 
 SHUTDOWN_SECONDS: Final = 1.0
 """A scrape in flight gets so long to finish when the server stops."""
+OPENMETRICS: Final = "application/openmetrics-text"
 GZIP_FROM_BYTES: Final = 4_096
 NO_STORE: Final = {"Cache-Control": "no-store"}
 
@@ -63,14 +64,16 @@ async def _bind(runner: web.AppRunner, address: str) -> None:
         raise BindError(f"the HTTP address {address} {why}\n{advice}") from None
 
 
+def _format(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+    """The library's own choice fails on a version that is not a number, and there are but two formats."""
+    return choose_encoder("application/openmetrics-text; version=1.0.0" if OPENMETRICS in accept else "")
+
+
 def _application(
     registry: CollectorRegistry, not_ready: Callable[[], str | None], status: Callable[[], str]
 ) -> web.Application:
     async def metrics(request: web.Request) -> web.Response:
-        try:
-            encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        except ValueError:  # a version that is no number: the scraper's fault, and no reason to show nothing
-            encode, content_type = choose_encoder("")
+        encode, content_type = _format(request.headers.get("Accept", ""))
         body = encode(registry)
         response = web.Response(body=body, headers={"Content-Type": content_type, **NO_STORE})
         if len(body) >= GZIP_FROM_BYTES:
