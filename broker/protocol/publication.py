@@ -114,7 +114,7 @@ class Publication:
     ) -> bytes:
         """Number an event and keep it; returns the message to send (no length header).
 
-        Raises ValueError for what JSON cannot carry and EventTooLarge; neither takes a number. RuntimeError when `full`.
+        ValueError for what JSON cannot carry, and EventTooLarge: neither takes a number. RuntimeError when `full`.
         """
         if self.full:
             raise RuntimeError(f"topic {self.topic!r}: publish() while full; wait for an acknowledgement")

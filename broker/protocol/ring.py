@@ -1,34 +1,34 @@
 """The hub's log of one topic: the newest events once, and a cursor for each subscriber that is behind ("reader").
 
-A subscriber that keeps up is served by the fan-out and is not known here. It becomes a reader when the fan-out refused it
-(`lag`) or when it asks for the past (`seek`), and stops being one when `read` says ``caught_up``: put it back into the
-fan-out before anything else is appended.
+A subscriber that keeps up is served by the fan-out and is not known here. It becomes a reader when the fan-out refused
+it (`lag`) or when it asks for the past (`seek`). When `read` says ``caught_up`` it can go back to the fan-out: `forget`
+it and add it there before anything else is appended. Until then it stays a reader and misses nothing.
 
 Rules:
 1. An author's numbers rise in one epoch. What is not above the newest is a duplicate; a gap is taken as it is, and the
    subscribers see it.
-2. Per reader each entry is read once, or named in ``lost`` once, or is still ahead; in the order of the ring. (After
-   `seek` it starts anew, and after `pause` it waits.)
+2. Each entry is read by a reader once, or named in ``lost`` once, or is still ahead of it, in the order of the ring.
+   (`seek` starts anew.) In doubt more is named lost than it missed: what a subscriber has, it keeps.
 3. The ring holds its capacity. For a ``block`` reader within its patience it grows to twice that, and meanwhile no
-   acknowledgement gets bigger: publishers fill their windows and wait. Beyond twice, the oldest go, whoever needs them.
+   acknowledgement gets bigger: publishers fill their windows and wait. Beyond twice the oldest go, whoever needs them.
    The newest entry always stays, so the bytes are bounded by twice the capacity or one event, whichever is more.
-4. Patience is spent only while the reader holds the ring up, and is given back for a quarter of the capacity read, or for
-   catching up. Who has spent it is overtaken like ``drop_oldest`` until it has caught up. All readers together may hold the
-   ring for four patiences per capacity of events, so many that take turns cost no more than one that reads just enough.
+4. Patience is spent only while the reader holds the ring up, and is given back for a quarter of the capacity read, or
+   for catching up. Who has spent it is overtaken like ``drop_oldest`` until it has caught up. All readers together may
+   hold the ring for four patiences per capacity of events: many that take turns cost no more than one that reads just
+   fast enough.
 
-Call `tick` and then `newly_ackable` after each batch of appends, after reads, and at `next_deadline`. Not here: sending, and
-what a frame means.
+Call `tick` and then `newly_ackable` after each batch of appends and at `next_deadline`, `newly_ackable` after reads
+too: what was read leaves the ring only then. Not here: sending, and what a frame means.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Mapping
-from enum import Enum
 from itertools import islice
-from typing import Final, Literal, NamedTuple
+from typing import ClassVar, Final, Literal
 
+from broker.protocol.cursor import Batch, Cursor, Demoted, Disconnect, Head, Lost, Outcome, Source, Span
 from broker.protocol.routing import Peer, SubscribeOptions
 
 __all__ = [
@@ -62,6 +62,8 @@ MAX_READERS: Final = 20_000
 """One a connection, and a process has 20,000 open files at most."""
 
 _NEVER: Final = 2**63
+_MOMENT: Final = 1e-6
+"""Seconds: sums of floats fall short of a deadline by less."""
 _SLACK: Final = 1_024
 """Evicted places are cut off the list of entries when there are so many, and as many as entries."""
 
@@ -69,117 +71,15 @@ RingSince = Literal["start"] | int | Mapping[str, tuple[str, int]] | None
 """`sequence.Since` for this one topic: positions are {author: (epoch, seq)}."""
 
 
-class Outcome(Enum):
-    ACCEPTED = "accepted"
-    DUPLICATE = "duplicate"
-
-
-class Head(NamedTuple):
-    author: str
-    epoch: str
-    seq: int
-
-
-class Lost(NamedTuple):
-    """A range that a reader does not get any more, both ends included."""
-
-    author: str
-    epoch: str
-    a: int
-    b: int
-
-
-class Span(NamedTuple):
-    """What the ring has of a range, and what nobody has any more, up to the number ``upto``. Beyond it the ring cannot
-    tell: it was asked for no more at a time, or the author has not sent that (again) yet."""
-
-    frames: list[bytes]
-    missing: list[tuple[int, int]]
-    upto: int
-
-
-class Batch(NamedTuple):
-    """What `read` gives. Send ``lost`` before ``frames``. ``indexes[i]`` is where ``frames[i]`` stands in the ring: if the
-    connection refuses it, call ``lag(reader, indexes[i], ...)`` before anything else is appended."""
-
-    frames: list[bytes]
-    lost: list[Lost]
-    caught_up: bool
-    indexes: list[int]
-
-
-class Demoted(NamedTuple):
-    """A ``block`` reader has spent its patience: it is overtaken from now on, until it has caught up."""
-
-    reader: Peer
-
-
-class Disconnect(NamedTuple):
-    """A reader with policy ``disconnect`` was overtaken with ``pending`` events unread. It is no reader any more."""
-
-    reader: Peer
-    pending: int
-
-
-class _Source:
-    """One (author, epoch). ``indexes`` are its entries in the ring; ``acked`` is what its author may have been told."""
-
-    __slots__ = ("acked", "author", "dirty", "epoch", "first", "indexes", "newest")
-
-    def __init__(self, author: str, epoch: str, first: int) -> None:
-        self.author, self.epoch, self.first = author, epoch, first
-        self.newest = self.acked = first - 1
-        self.dirty = False
-        self.indexes: deque[int] = deque()
-
-
-_Entry = tuple[_Source, int, bytes]
-
-
-class _Reader:
-    """A cursor. ``marks``: overtaken, and up to which number of each source it had everything. ``skip``: what a seeker
-    has already. ``since``: holds the ring up, and its patience is counted from then."""
-
-    __slots__ = (
-        "demoted",
-        "ended",
-        "index",
-        "lost",
-        "marks",
-        "options",
-        "passed_bytes",
-        "passed_events",
-        "paused",
-        "since",
-        "skip",
-        "spent",
-    )
-
-    def __init__(self, index: int, options: SubscribeOptions) -> None:
-        self.index, self.options = index, options
-        self.marks: dict[_Source, int] | None = None
-        self.skip: dict[_Source, int] = {}
-        self.lost: list[Lost] = []
-        self.paused = self.ended = self.demoted = False
-        self.spent = 0.0
-        self.since: float | None = None
-        self.passed_events = self.passed_bytes = 0
-
-    @property
-    def blocks(self) -> bool:
-        return self.options.policy == "block" and not self.demoted and self.marks is None
-
-    def refresh(self, now: float) -> None:
-        """Give the patience back."""
-        self.spent = 0.0
-        self.passed_events = self.passed_bytes = 0
-        if self.since is not None:
-            self.since = now
+_Entry = tuple[Source, int, bytes]
 
 
 class Ring:
-    """See the module. ``first_index`` and ``next_index`` are the places of the oldest and of the next entry, counted from
-    the ring's beginning. ``held``: over capacity, acknowledgements are withheld."""
+    """See the module. ``first_index`` and ``next_index`` are the places of the oldest and of the next entry, counted
+    from the ring's beginning; ``held``: over capacity, acknowledgements are withheld; ``unacknowledged`` counts the
+    events accepted since `newly_ackable` last gave something; ``demotions`` and ``overtaken`` only grow."""
+
+    MAX_AUTHORS: ClassVar = MAX_AUTHORS
 
     def __init__(self, capacity_events: int = CAPACITY_EVENTS, capacity_bytes: int = CAPACITY_BYTES) -> None:
         self._capacity_events, self._capacity_bytes = capacity_events, capacity_bytes
@@ -188,12 +88,12 @@ class Ring:
         self.first_index = self.next_index = 0
         self.bytes = 0
         self.held = False
+        self.unacknowledged = 0
         self.demotions = self.overtaken = self.unnamed = 0
-        self._sources: dict[tuple[str, str], _Source] = {}
-        self._orphans: dict[_Source, None] = {}
-        self._dirty: list[_Source] = []
-        self._readers: dict[Peer, _Reader] = {}
-        self._left: dict[Peer, _Reader] = {}
+        self._sources: dict[tuple[str, str], Source] = {}
+        self._orphans: dict[Source, None] = {}
+        self._dirty: list[Source] = []
+        self._readers: dict[Peer, Cursor] = {}
         self._effects: list[Demoted | Disconnect] = []
         # Lower bounds of the indexes of all readers that can be overtaken, and of those that may hold the ring.
         self._floor = self._hold = _NEVER
@@ -213,6 +113,10 @@ class Ring:
         if source is None:
             source = self._admit(author, epoch, seq)
         elif seq <= source.newest:
+            # Sent again, so the acknowledgement did not arrive: give it once more.
+            if not source.dirty:
+                source.dirty = True
+                self._dirty.append(source)
             return Outcome.DUPLICATE
         source.newest = seq
         source.indexes.append(self.next_index)
@@ -222,11 +126,12 @@ class Ring:
         if not source.dirty:
             source.dirty = True
             self._dirty.append(source)
+        self.unacknowledged += 1
         if self.next_index - self.first_index > self._capacity_events or self.bytes > self._capacity_bytes:
             self._make_room()
         return Outcome.ACCEPTED
 
-    def _admit(self, author: str, epoch: str, seq: int) -> _Source:
+    def _admit(self, author: str, epoch: str, seq: int) -> Source:
         if len(self._sources) >= MAX_AUTHORS:
             key = next((key for key, one in self._sources.items() if not one.indexes), next(iter(self._sources)))
             gone = self._sources.pop(key)
@@ -234,10 +139,10 @@ class Ring:
                 self._orphans[gone] = None
             else:
                 self._remember(gone)
-        source = self._sources[author, epoch] = _Source(author, epoch, seq)
+        source = self._sources[author, epoch] = Source(author, epoch, seq)
         return source
 
-    def _remember(self, gone: _Source) -> None:
+    def _remember(self, gone: Source) -> None:
         """Readers that were overtaken have yet to hear that they missed this source."""
         for reader in self._readers.values():
             if reader.marks is None or gone in reader.marks:
@@ -246,6 +151,11 @@ class Ring:
                 reader.marks = {**reader.marks, gone: gone.first - 1}
             else:
                 self.unnamed += 1
+
+    def newest(self, author: str, epoch: str) -> int:
+        """The newest number of an author that the hub has had; 0 when it is not known."""
+        source = self._sources.get((author, epoch))
+        return 0 if source is None else source.newest
 
     def heads(self) -> list[Head]:
         """The newest number of each author and epoch known, in the order in which they were first heard."""
@@ -262,6 +172,8 @@ class Ring:
 
     def newly_ackable(self) -> list[Head]:
         """The acknowledgements to send: each author's newest number if it has risen, nothing while the ring is held."""
+        if self.held:
+            self._make_room()
         if self.held or not self._dirty:
             return []
         found: list[Head] = []
@@ -270,30 +182,35 @@ class Ring:
             source.acked = source.newest
             found.append(Head(source.author, source.epoch, source.newest))
         self._dirty.clear()
+        self.unacknowledged = 0
         return found
 
     def range(self, author: str, epoch: str, a: int, b: int, max_events: int = CAPACITY_EVENTS) -> Span:
-        """What there is of ``a..b``: the answer to ``topic.repair``. An unknown epoch may yet be refilled: no answer."""
-        source = self._sources.get((author, epoch))
-        if source is None:
-            return Span([], [], a - 1)
-        b = min(b, source.newest)
+        """The answer to ``topic.repair``: what there is of ``a..b``, and what is gone.
+
+        An unknown epoch, and what is above the newest number, may yet be sent (again) by its author: no answer. After
+        ``max_events`` the rest is left for the next question.
+        """
         frames: list[bytes] = []
         missing: list[tuple[int, int]] = []
+        source = self._sources.get((author, epoch))
+        if source is None:
+            return Span(frames, missing)
+        b = min(b, source.newest)
         following = a
         for index in islice(source.indexes, self._place(source, a), None):
             _, seq, frame = self._entry(index)
             if seq > b:
                 break
             if len(frames) >= max_events:
-                return Span(frames, missing, following - 1)
+                return Span(frames, missing)
             if seq > following:
                 missing.append((following, seq - 1))
             frames.append(frame)
             following = seq + 1
         if following <= b:
             missing.append((following, b))
-        return Span(frames, missing, max(b, a - 1))
+        return Span(frames, missing)
 
     # -- readers
 
@@ -305,73 +222,73 @@ class Ring:
     def readers(self) -> int:
         return len(self._readers)
 
-    def lag(self, reader: Peer, index: int, options: SubscribeOptions, now: float) -> None:
-        """The fan-out (or the sending of a batch) was refused from entry ``index`` on.
+    def behind(self, reader: Peer) -> int:
+        """Entries between a reader and the end of the ring, those that have left it included."""
+        one = self._readers.get(reader)
+        return 0 if one is None else self.next_index - one.index
 
-        Call it before as much is appended as the ring holds: of what has left by then no range can be named (`unnamed`).
+    def lag(self, reader: Peer, index: int, options: SubscribeOptions, now: float) -> None:
+        """The fan-out, or the sending of a batch, was refused from entry ``index`` on.
+
+        If that has left the ring already, everything of this topic that has is named lost.
         """
-        one = self._readers.get(reader) or self._left.pop(reader, None)
+        one = self._readers.get(reader)
         if one is None:
-            one = _Reader(index, options)
-        if index < self.first_index:
-            self.unnamed += self.first_index - index
-            index = self.first_index
-        if one.marks is None and index < one.index:
-            sizes = (len(self._entry(at)[2]) for at in range(index, min(one.index, self.next_index)))
-            one.passed_bytes -= sum(sizes)
+            one = Cursor(index, options)
+        elif index < one.index and one.marks is None:
+            # Given back unsent, so not passed either: who refuses everything must lose its patience.
             one.passed_events -= one.index - index
+            one.passed_bytes -= sum(len(self._entry(at)[2]) for at in range(max(index, self.first_index), one.index))
             one.index = index
+        if one.index < self.first_index and one.marks is None:
+            one.marks = {}
         one.options, one.paused = options, False
         self._put(reader, one)
+        if self.held:
+            self._settle(now)
 
     def seek(self, reader: Peer, since: RingSince, options: SubscribeOptions, now: float) -> list[Head]:
-        """A subscribe. Makes it a reader of what it misses, if anything (`lagging` tells); returns the heads.
+        """A subscribe. With a ``since`` it is a reader of what it misses; without, it is none. Returns the heads.
 
-        With positions it gets what comes after them. An author that they do not name began after they were taken, so all
-        of it is due; what of that has left the ring is lost. Of several epochs of one author, those the hub heard of before
-        the named one are behind it: their holes are a matter of ``topic.repair``.
+        Positions: it gets what comes after them. An author that they do not name began after they were taken, so all of
+        it is due, and what of that has left the ring is lost. Of several epochs of one author, those that the hub heard
+        of before the named one are behind it: their holes are a matter of ``topic.repair``.
         """
-        before = self._readers.pop(reader, None) or self._left.pop(reader, None)
+        before = self._readers.pop(reader, None)
         self._stale = True
         if since is not None:
+            one = Cursor(self.next_index, options)
             had = self._had(since)
-            one = _Reader(self.next_index, options)
             for source, seq in had.items():
                 one.lost += self._left_out(source, seq)
                 place = self._place(source, seq + 1)
                 if place < len(source.indexes):
                     one.index = min(one.index, source.indexes[place])
-            if one.lost or one.index < self.next_index:
-                one.skip = {source: seq for source, seq in had.items() if source.indexes and seq > 0}
-                if before is not None:
-                    # Seeking again is no progress: it would hold the ring for ever.
-                    one.spent, one.demoted, one.since = before.spent, before.demoted, before.since
-                self._put(reader, one)
+            one.skip = {source: seq for source, seq in had.items() if source.indexes and seq > 0}
+            if before is not None:
+                # Seeking again is no progress, or who seeks every second could hold the ring for ever.
+                one.spent, one.demoted, one.since = before.spent, before.demoted, before.since
+            self._put(reader, one)
         if self.held:
             self._settle(now)
         return self.heads()
 
     def pause(self, reader: Peer, options: SubscribeOptions | None = None) -> None:
-        """Its user does not keep up: nothing for it until it seeks (or lags) again, though its place is kept."""
-        one = self._readers.get(reader)
-        if one is None:
-            one = self._left.pop(reader, None) or _Reader(self.next_index, options or SubscribeOptions())
+        """Its user does not keep up: `read` gives nothing until it seeks or lags again. Its place is kept."""
+        one = self._readers.get(reader) or Cursor(self.next_index, options or SubscribeOptions())
         one.paused = True
         self._put(reader, one)
 
     def forget(self, reader: Peer) -> None:
-        """It unsubscribed or is gone. What it held up is released at the next `tick`."""
-        self._left.pop(reader, None)
+        """It is back in the fan-out, or unsubscribed, or gone. What it held up is released at the next `tick`."""
         if self._readers.pop(reader, None) is not None:
             self._stale = True
 
     def read(self, reader: Peer, max_events: int, max_bytes: int, now: float) -> Batch:
-        """The next events for a reader: at least one (however large) unless ``max_events`` is 0."""
+        """The next events for a reader: unless it has caught up or is paused at least one, however large."""
         one = self._readers.get(reader)
-        if one is None:
-            return Batch([], [], True, [])
-        if one.paused or one.ended:
-            return Batch([], [], False, [])
+        if one is None or one.paused:
+            return Batch([], [], one is None, [])
         if self.held:
             self._account(now)
         lost, one.lost = one.lost, []
@@ -379,22 +296,22 @@ class Ring:
             lost += self._missed(one.marks)
             one.marks, one.index = None, self.first_index
             self._put(reader, one)
-        frames, indexes = self._advance(one, max_events, max_bytes)
+        frames, indexes = self._advance(one, max(1, max_events), max_bytes)
         caught_up = one.index == self.next_index
         if caught_up:
-            self._left[reader] = self._readers.pop(reader)
+            one.demoted = False
         if caught_up or one.passed_events * 4 >= self._capacity_events or one.passed_bytes * 4 >= self._capacity_bytes:
             one.refresh(now)
+        # Nothing is evicted here, so that what the connection refuses can be given back.
         self._stale = True
-        if self.held:
-            self._settle(now)
         return Batch(frames, lost, caught_up, indexes)
 
-    def _advance(self, one: _Reader, max_events: int, max_bytes: int) -> tuple[list[bytes], list[int]]:
+    def _advance(self, one: Cursor, max_events: int, max_bytes: int) -> tuple[list[bytes], list[int]]:
         frames: list[bytes] = []
         indexes: list[int] = []
-        skip, index = one.skip, one.index
-        for index in range(one.index, self.next_index):
+        skip, end = one.skip, self.next_index
+        index = one.index
+        while index < end:
             source, seq, frame = self._entry(index)
             size = len(frame)
             if not (skip and seq <= skip.get(source, 0)):
@@ -404,8 +321,7 @@ class Ring:
                 frames.append(frame)
                 indexes.append(index)
             one.passed_bytes += size
-        else:
-            index = self.next_index
+            index += 1
         one.passed_events += index - one.index
         one.index = index
         return frames, indexes
@@ -414,7 +330,6 @@ class Ring:
 
     def tick(self, now: float) -> list[Demoted | Disconnect]:
         """After each batch of appends, and at `next_deadline`."""
-        self._left.clear()
         self._settle(now)
         effects, self._effects = self._effects, []
         return effects
@@ -426,22 +341,15 @@ class Ring:
         if not self.held:
             return None
         holders = self._holders()
-        if self._since is None or any(one.since is None for one in holders):
-            return 0.0
-        budget = HOLDS * max((one.options.patience for one in holders), default=0.0) - self._spent
-        return min(
-            (one.since + min(budget, one.options.patience - one.spent) for one in holders if one.since is not None),
-            default=0.0,
-        )
+        left = self._budget(holders) - self._spent
+        dues = [one.since + min(left, one.options.patience - one.spent) for one in holders if one.since is not None]
+        return min(dues) if dues and len(dues) == len(holders) else 0.0
 
     def _settle(self, now: float) -> None:
-        """Evict what may go, count the patience of those that stop the rest."""
+        """Evict what may go, and count the patience of those that stop the rest, until nobody's runs out."""
         self._make_room()
         while self._account(now):
             self._make_room()
-            if not self.held:
-                self._account(now)
-                break
 
     def _account(self, now: float) -> bool:
         """Count patience up to ``now``. True when somebody ran out of it."""
@@ -453,34 +361,33 @@ class Ring:
                 for one in self._readers.values():
                     one.since = None
             return False
-        holders = self._holders()
         if self._since is not None:
             self._spent += now - self._since
         self._since = now
-        for one in self._readers.values():
-            if one.since is not None and one.index > self.first_index and one.index >= self.next_index - self._capacity_events:
-                one.since = None
-        budget = HOLDS * max((one.options.patience for one in holders), default=0.0)
+        budget = self._budget(self._holders())
         demoted = False
         for peer, one in self._readers.items():
-            if not (one.blocks and self._holds(one)):
+            if not self._holds(one):
                 one.since = None
                 continue
-            if one.since is not None:
-                one.spent += now - one.since
+            one.spent += 0.0 if one.since is None else now - one.since
             one.since = now
-            if one.spent >= one.options.patience or self._spent >= budget:
+            if one.spent + _MOMENT >= one.options.patience or self._spent + _MOMENT >= budget:
                 one.demoted, one.since = True, None
                 self._effects.append(Demoted(peer))
                 self.demotions += 1
                 demoted = self._stale = True
         return demoted
 
-    def _holds(self, one: _Reader) -> bool:
-        return one.index <= self.first_index or one.index < self.next_index - self._capacity_events
+    def _holds(self, one: Cursor) -> bool:
+        """Whether a reader needs what is over capacity, if the ring is held."""
+        return one.blocks and (one.index <= self.first_index or one.index < self.next_index - self._capacity_events)
 
-    def _holders(self) -> list[_Reader]:
-        return [one for one in self._readers.values() if one.blocks and self._holds(one)]
+    def _holders(self) -> list[Cursor]:
+        return [one for one in self._readers.values() if self._holds(one)]
+
+    def _budget(self, holders: list[Cursor]) -> float:
+        return HOLDS * max((one.options.patience for one in holders), default=0.0)
 
     # -- the entries
 
@@ -489,31 +396,31 @@ class Ring:
         assert entry is not None, "an entry is read only while it is in the ring"
         return entry
 
-    def _place(self, source: _Source, seq: int) -> int:
+    def _place(self, source: Source, seq: int) -> int:
         """Where in ``source.indexes`` the first number not below ``seq`` is."""
         return bisect_left(source.indexes, seq, key=lambda index: self._entry(index)[1])
 
-    def _oldest(self, source: _Source) -> int:
+    def _oldest(self, source: Source) -> int:
         """The oldest number of a source that can be read, or the next one to come."""
         return self._entry(source.indexes[0])[1] if source.indexes else source.newest + 1
 
-    def _left_out(self, source: _Source, had: int) -> list[Lost]:
+    def _left_out(self, source: Source, had: int) -> list[Lost]:
         """What of a source has left the ring after the number ``had``."""
         until = self._oldest(source) - 1
         return [Lost(source.author, source.epoch, had + 1, until)] if until > had else []
 
-    def _missed(self, marks: dict[_Source, int]) -> list[Lost]:
+    def _missed(self, marks: dict[Source, int]) -> list[Lost]:
         lost: list[Lost] = []
         for source in {**marks, **self._orphans, **dict.fromkeys(self._sources.values())}:
             lost += self._left_out(source, marks.get(source, source.first - 1))
         return lost
 
-    def _had(self, since: Literal["start"] | int | Mapping[str, tuple[str, int]]) -> dict[_Source, int]:
+    def _had(self, since: Literal["start"] | int | Mapping[str, tuple[str, int]]) -> dict[Source, int]:
         """Up to which number of each source a seeker has everything."""
         sources = [*self._orphans, *self._sources.values()]
         if not isinstance(since, Mapping):
             return dict.fromkeys(sources, 0 if since == "start" else max(0, int(since) - 1))
-        had: dict[_Source, int] = {}
+        had: dict[Source, int] = {}
         reached: set[str] = set()
         for source in sources:
             epoch, seq = since.get(source.author, ("", 0))
@@ -525,7 +432,15 @@ class Ring:
                 had[source] = source.newest if behind else 0
         return had
 
-    def _put(self, peer: Peer, one: _Reader) -> None:
+    def shed(self, count: int) -> int:
+        """Give up the oldest ``count`` entries, whoever needs them: the hub is over a bound of its own."""
+        count = min(count, len(self))
+        for _ in range(count):
+            self._evict()
+        self._make_room()
+        return count
+
+    def _put(self, peer: Peer, one: Cursor) -> None:
         if peer not in self._readers and len(self._readers) >= MAX_READERS:
             raise RuntimeError(f"{MAX_READERS} readers of one topic: more than there can be connections")
         self._readers[peer] = one
@@ -549,9 +464,9 @@ class Ring:
         self.held = False
 
     def _bounds(self) -> None:
-        free = [one.index for one in self._readers.values() if one.marks is None and not one.ended]
+        free = [one.index for one in self._readers.values() if one.marks is None]
         self._floor = min(free, default=_NEVER)
-        self._hold = min((one.index for one in self._readers.values() if one.blocks and not one.ended), default=_NEVER)
+        self._hold = min((one.index for one in self._readers.values() if one.blocks), default=_NEVER)
         self._stale = False
 
     def _evict(self) -> None:
@@ -580,13 +495,11 @@ class Ring:
             return
         marks = {one: self._oldest(one) - 1 for one in (*self._orphans, *self._sources.values())}
         for peer, one in self._readers.items():
-            if one.marks is not None or one.ended or one.index > self.first_index:
+            if one.marks is not None or one.index > self.first_index:
                 continue
             self.overtaken += 1
             if one.options.policy == "disconnect":
-                one.ended = True
                 self._effects.append(Disconnect(peer, self.next_index - one.index))
-            else:
-                had = {source: max(seq, one.skip.get(source, 0)) for source, seq in marks.items()}
-                one.marks, one.since = (had if one.skip else marks), None
+            had = {source: max(seq, one.skip.get(source, 0)) for source, seq in marks.items()}
+            one.marks, one.since = (had if one.skip else marks), None
         self._bounds()

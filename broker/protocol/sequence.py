@@ -4,12 +4,12 @@ Rules:
 1. Per (topic, author, epoch) items leave in rising order, each once. Nothing is kept between authors.
 2. A number leaves the state "missing" in exactly one way: delivered, or named lost. Lost is for ever: an event that
    comes after its number was given up is counted `late` and not delivered, since its successors may be out already.
-3. In doubt the verdict is worse than the truth, never better. When a bound makes us forget, we forget in that direction:
-   an event that cannot be held back is "not received", ranges that cannot be told apart are merged outward as lost.
-4. A sequence begins at the baseline (`head(baseline=True)`), where ``since`` said, or else at the first event seen. Once
-   `resumed` was called an unknown author begins at 1: what it sent while we were away was ours to get.
-5. An event is *repaired* iff it fills a hole that was known before it came. What a baseline announces to a subscriber that
-   begins in the past (``since``) is not a hole but still to come, unless it has to be asked for.
+3. In doubt the verdict is worse than the truth, never better. When a bound makes us forget, we forget in that
+   direction: an event that cannot be held back was not received, lost ranges too many to keep are merged outward.
+4. A sequence begins at the baseline (`head(baseline=True)`), where ``since`` said, or else at the first event seen.
+   Once `resumed` was called an unknown author begins at 1: what it sent while we were away was ours to get.
+5. An event is *repaired* iff it fills a hole that was known before it came. What the first heads announce to a
+   subscriber that begins in the past (``since``) is no hole but still to come, unless it has to be asked for.
 
 Not here: the wire, and when to ask (`wanted` and `expire` do it, `next_due` names the time).
 """
@@ -42,7 +42,7 @@ TRACKERS: Final = 16_384
 REPAIRS: Final = 256
 """Questions of one `wanted`: one batch of small frames. The rest is due at once again."""
 REMEMBERED: Final = 65_536
-"""Sequences put away for lack of trackers, as a position alone; beyond it they are forgotten, and the verdict says so."""
+"""Sequences put away for lack of trackers, as a position alone. Beyond it they are forgotten; the verdict says so."""
 POSITIONS_BYTES: Final = 512 * 1024
 """Half a frame. What is left out of a positions object is sent again by the hub and dropped here as a duplicate."""
 MAX_NAME: Final = 128
@@ -164,6 +164,7 @@ class Sequences(Generic[T]):
         self._open: dict[Key, Tracker] = {}
         self._changed: dict[Key, Tracker] = {}
         self._base: int | None = None
+        self._resumed = isinstance(since, Mapping)
         self._put_away: dict[Key, tuple[int, bool]] = {}
         self._past = Summary(0, 0, 0, 0, 0, 0, 0, 0)
         if since == "start":
@@ -182,7 +183,7 @@ class Sequences(Generic[T]):
     # -- events
 
     def event(self, topic: str, author: str, epoch: str, seq: int, item: T, now: float) -> list[T]:
-        """One event. Returns what can be delivered now: usually ``[item]``; nothing for a duplicate or behind a hole."""
+        """One event. Returns what can be delivered now: ``[item]``, or nothing for a duplicate and behind a hole."""
         key = (topic, author, epoch)
         tracker = self._trackers.get(key)
         if tracker is not None and seq == tracker.next and seq > tracker.top:
@@ -234,7 +235,7 @@ class Sequences(Generic[T]):
             tracker = self._begin(key, seq + 1, now, heard=seq + 1)
         else:
             tracker = self._begin(key, (self._base or 0) + 1, now, heard=seq + 1)
-            if baseline:
+            if self._base is not None and not self._resumed:
                 tracker.catchup = max(seq, tracker.catchup)
             tracker.announce(seq, now, now + PATIENT)
         self._note(key, tracker)
@@ -262,13 +263,14 @@ class Sequences(Generic[T]):
 
     def resumed(self, now: float) -> None:
         """Call at every reconnect, before the hub's answers to the new subscribe (with `positions`) are handled."""
+        self._resumed = True
         if self._base is None:
             self._base = 0
         for tracker in self._open.values():
             tracker.patient(now + PATIENT)
 
     def positions(self, max_bytes: int = POSITIONS_BYTES) -> dict[str, dict[str, tuple[str, int]]]:
-        """The ``since`` object: up to where each author is settled. The oldest epoch with a hole speaks for its author."""
+        """The ``since`` object: how far each author is settled. The oldest epoch with a hole speaks for its author."""
         chosen: dict[tuple[str, str], tuple[str, Tracker]] = {}
         for (topic, author, epoch), tracker in self._trackers.items():
             known = chosen.get((topic, author))
@@ -344,7 +346,7 @@ class Sequences(Generic[T]):
         if (known := self._put_away.pop(key, None)) is not None:
             start, sure = known
         elif self._past.forgotten and heard > 1:
-            # It may be one of the forgotten: what came before may be out already, so it is neither asked for nor judged.
+            # It may be one of the forgotten: what came before may be out already, so it is not asked for again.
             start, sure = max(start, heard), False
         tracker = self._trackers[key] = Tracker(start, self._budget, now)
         tracker.unsure = not sure
@@ -418,7 +420,7 @@ def _check(seq: int, least: int) -> None:
 def origin(meta: Mapping[str, Any] | None) -> Origin | None:
     """Author, epoch and seq of a message's ``meta``; None when it has none (an upstream peer).
 
-    FrameError when it has some of them, or something that cannot be one: taken for no meta it would get a second number.
+    FrameError when it has some of them, or what cannot be one: taken for none it would be numbered a second time.
     """
     if meta is None or not ("author" in meta or "epoch" in meta or "seq" in meta):
         return None
@@ -434,8 +436,10 @@ def _is_name(value: object) -> bool:
 
 def parse_since(value: Any) -> Since:
     """The ``since`` of a ``__subscribe``; FrameError when it is none of its four forms."""
-    if value is None or value == "start":
-        return value  # type: ignore[no-any-return]
+    if value is None:
+        return None
+    if value == "start":
+        return "start"
     if type(value) is int and 0 <= value <= MAX_SEQ:
         return value
     if isinstance(value, dict):
@@ -449,5 +453,5 @@ def _authors(authors: Any) -> dict[str, tuple[str, int]]:
         if len(found) == len(authors) and all(
             len(at) == 2 and _is_name(at[0]) and type(at[1]) is int and 0 <= at[1] <= MAX_SEQ for at in found.values()
         ):
-            return found  # type: ignore[return-value]
+            return found
     raise FrameError("since: positions are {topic: {author: [epoch, seq]}}", close_code=24)

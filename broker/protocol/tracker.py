@@ -5,8 +5,8 @@
 Invariants, with ``next`` the first number not yet decided and ``top`` the newest number known to exist:
 1. Each number of ``next..top`` is in exactly one place: held back, in a hole, or lost. ``holes[0].a == next`` if
    ``next <= top``; without a hole ``next == top + 1`` and nothing is held.
-2. Numbers ``top+1..beyond`` are known to exist but found no room as a hole. They become one as soon as there is room, so
-   ``beyond > top`` only while holes are open.
+2. Numbers ``top+1..beyond`` are known to exist but found no room as a hole. They become one as soon as there is room,
+   so ``beyond > top`` only while holes are open.
 3. Each number of ``start..next-1`` was delivered, or lies in a lost range.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import Any, Final
 
-__all__ = ["ASKS", "BACKOFF", "HELD_EVENTS", "HELD_TOTAL", "MAX_RANGES", "MAX_SEQ", "PATIENT", "Budget", "Hole", "Tracker"]
+__all__ = ["HELD_EVENTS", "HELD_TOTAL", "MAX_RANGES", "MAX_SEQ", "PATIENT", "Budget", "Hole", "Range", "Tracker"]
 
 MAX_SEQ: Final = 2**53 - 1
 """The largest integer that JavaScript's JSON keeps exactly."""
@@ -28,6 +28,8 @@ MAX_RANGES: Final = 1_024
 ASKS: Final = 5
 """A hole is asked for so often, then it is lost: after 1 + 2 + 4 + 8 + 16 seconds in which none of it came."""
 BACKOFF: Final = 1.0
+PAUSE: Final = 0.1
+"""Seconds of silence after which the answer to a question counts as ended."""
 PATIENT: Final = 1.0
 """Seconds before the first question for what a head announced: after a reconnect it is usually on its way already."""
 
@@ -200,8 +202,9 @@ class Tracker:
         """Take ``first..last`` out of a hole that covers it; splitting it if it lies inside."""
         hole = self.holes[place]
         if progress:
-            # It is being filled: whoever sends it needs no second question yet.
-            hole.asks, hole.due = 0, now + BACKOFF
+            # It is being filled: whoever sends it needs no second question yet. An answer may be a part of what was
+            # asked for, though: then a short silence is its end.
+            hole.asks, hole.due = (1, now + PAUSE) if hole.asks else (0, now + PATIENT)
         if hole.a == first and hole.b == last:
             del self.holes[place]
         elif hole.a == first:
@@ -270,8 +273,8 @@ class Tracker:
             if self.next in held:
                 out.append(held.pop(self.next))
                 self.next += 1
-            elif (place := bisect_right(self.lost, self.next, key=_first) - 1) >= 0 and self.lost[place][1] >= self.next:
-                self.next = self.lost[place][1] + 1
+            elif covers(self.lost, self.next):
+                self.next = self.lost[bisect_right(self.lost, self.next, key=_first) - 1][1] + 1
             else:
                 break
         self.budget.left += len(out)
