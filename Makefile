@@ -28,8 +28,8 @@ CARGO = PYO3_BUILD_EXTENSION_MODULE=1 \
 	$(addprefix PYO3_CONFIG_FILE=,$(firstword $(wildcard $(CARGO_TARGET_DIR)/maturin/pyo3-config-*abi3*.txt))) cargo
 CARGO_FLAGS := --locked --release --manifest-path $(CRATE)
 
-# Debian packages that the tests marked `system` start or call.
-SYSTEM_PACKAGES := nats-server prometheus
+# Debian packages that the tests marked `system` and the benchmarks start or call.
+SYSTEM_PACKAGES := nats-server openssl prometheus redis-server
 
 # --- Set-up: three stamps, each rebuilt only when what it depends on has changed -----------------------------------
 
@@ -110,7 +110,7 @@ fuzz: setup  ## The Hypothesis tests again, with many more and random examples (
 	.venv/bin/python -m pytest -m 'hypothesis and not system' --hypothesis-profile=fuzz --timeout=3600 $(ARGS)
 
 .PHONY: bench
-bench: setup  ## Measure, with peers in the same run (ARGS=--help)
+bench: setup system-packages  ## Measure, with peers in the same run (ARGS=--help)
 	.venv/bin/python -m benchmarks $(ARGS)
 
 .PHONY: clean

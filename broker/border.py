@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from broker import _gossip_ext as ext
-from broker.loop import ensure_driven
+from broker.loop import watch
 from broker.protocol.wire import CloseCode
 
 __all__ = ["Handler", "attach"]
@@ -47,8 +47,6 @@ class Handler(Protocol):
 
 def attach(endpoint: ext.Endpoint, handler: Handler) -> Callable[[], None]:
     """Hands ``endpoint``'s inbox to ``handler`` on the running loop. Returns what stops it."""
-    loop = asyncio.get_running_loop()
-    ensure_driven(loop)
     methods: dict[int, Callable[..., None]] = {
         ext.OPENED: handler.opened,
         ext.FRAMES: handler.frames,
@@ -74,10 +72,4 @@ def attach(endpoint: ext.Endpoint, handler: Handler) -> Callable[[], None]:
         except Exception:
             log.exception("what follows a batch from the network failed; the next batch tries again")
 
-    loop.add_reader(endpoint.fileno(), wake)
-    return lambda: _detach(loop, endpoint)
-
-
-def _detach(loop: asyncio.AbstractEventLoop, endpoint: ext.Endpoint) -> None:
-    if not loop.is_closed():
-        loop.remove_reader(endpoint.fileno())
+    return watch(asyncio.get_running_loop(), endpoint, wake)

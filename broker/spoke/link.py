@@ -136,8 +136,10 @@ class Link:
                     async with asyncio.timeout(CLOSE_TIMEOUT):
                         while self._conn is not None:
                             await self._changed()
+            if (endpoint := self.endpoint) is None:
+                return  # another close (run's own, say) ended meanwhile
+            self.endpoint = None
             self._detach()
-            endpoint, self.endpoint = self.endpoint, None
             endpoint.close()
             self._forget()
 

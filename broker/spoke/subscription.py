@@ -28,9 +28,9 @@ __all__ = ["Policy", "Since", "Subscription"]
 Policy = Literal["block", "drop_oldest", "disconnect"]
 Since = Literal["start"] | int | None
 
-HARD_BOUND = 8
-"""Times ``subscription_events`` that a paused queue still takes: what the hub's lane, QUIC's window and the inbox can
-hold of small events between the request to pause and its effect."""
+UNDER_WAY = 65_536
+"""Events that a full queue still takes after the hub was asked to pause: more small ones than the hub's lane, QUIC's windows
+and the inbox hold, so that only a hub that does not know the request ever sends so many."""
 
 UNPLACED_TOPICS = 16_384
 """Topics without places that one subscription counts on; beyond it it counts anew, in a new epoch."""
@@ -158,7 +158,7 @@ class Subscription:
         """Events that match and follow each other in a sequence. Follow a batch of these by :meth:`wake`."""
         if self._ended:
             return
-        room = self._bound * HARD_BOUND if self.policy == "block" else self._bound
+        room = self._bound + UNDER_WAY if self.policy == "block" else self._bound
         if len(self._queue) + len(events) < room:
             if ready := self._sequences.run(topic, author, epoch, first, events, now):
                 self._admit(ready)
@@ -199,7 +199,7 @@ class Subscription:
 
     def _full(self) -> bool:
         """Whether a paused queue has no room left."""
-        if len(self._queue) < self._bound * HARD_BOUND:
+        if len(self._queue) < self._bound + UNDER_WAY:
             return False
         self.dropped += 1
         self._gaps = True
