@@ -15,15 +15,14 @@ Not here: futures and queues (the shell maps effects to them), the choice of req
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Iterator
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 from broker.errors import ExecutionFailed
 from broker.protocol.codec import MAX_REQUEST_ID, request_id_of
+from broker.protocol.deadlines import Deadlines
 
-__all__ = ["Caller", "Deadlines", "Effect", "Error", "Failed", "Finished", "Item", "Member", "Resolved", "Send"]
+__all__ = ["Caller", "Effect", "Error", "Failed", "Finished", "Item", "Member", "Resolved", "Send"]
 
 MAX_CALLS = 1_024
 """Calls of one spoke in flight: what a hub takes of one caller."""
@@ -35,8 +34,6 @@ MAX_TIMEOUT = 3_600.0
 DEFAULT_WINDOW = 256
 SLACK = 512
 """Items beyond the window before a stream is ended: the hub ends it at 256, so this is for one that does not."""
-STALE_DEADLINES = 1_024
-"""Ended entries that a heap of deadlines may hold beside as many as are live, before it is swept."""
 GRACE = 2.0
 """Seconds after the deadline in which the hub's own TIMEOUT should have come."""
 
@@ -97,48 +94,6 @@ class Send(NamedTuple):
 
 
 Effect: TypeAlias = Resolved | Item | Finished | Failed | Send
-
-
-class _Perishable(Protocol):
-    live: bool
-
-
-T = TypeVar("T", bound=_Perishable)
-
-
-class Deadlines(Generic[T]):
-    """A heap of deadlines. Ending an item costs nothing: its entry goes when it comes up, or when ended ones dominate.
-
-    The hub's table of calls has the same (calls.py).
-    """
-
-    __slots__ = ("_added", "_heap")
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int, T]] = []
-        self._added = 0
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    def add(self, when: float, item: T, live: int) -> None:
-        """``live`` is how many items are live; the heap stays under twice that and a constant."""
-        self._added += 1
-        heapq.heappush(self._heap, (when, self._added, item))
-        if len(self._heap) > 2 * live + STALE_DEADLINES:
-            self._heap = [entry for entry in self._heap if entry[2].live]
-            heapq.heapify(self._heap)
-
-    def next(self) -> float | None:
-        heap = self._heap
-        while heap and not heap[0][2].live:
-            heapq.heappop(heap)
-        return heap[0][0] if heap else None
-
-    def due(self, now: float) -> Iterator[T]:
-        """Live items whose time has come, each once, earliest first. An item ended meanwhile is not given."""
-        while (when := self.next()) is not None and when <= now:
-            yield heapq.heappop(self._heap)[2]
 
 
 class _Outgoing:

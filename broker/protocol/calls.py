@@ -25,27 +25,24 @@ Rules:
 Wire keys of ours in ``call.requested``: ``timeoutMs``, ``all``, ``credit``, and ``stream`` (true: items until
 call.completed, also from a query; false: the first answer only, also from a subscription; absent: by the kind).
 
-Not here: what the hub's own operations do (it is the peer ``HUB`` like any other), access policy, the spoke's side
-(caller.py, answering.py).
+Not here: the limits, effects and records that it works with (call_records.py; those a user of the table needs can be
+had from here), what the hub's own operations do (it is the peer ``HUB`` like any other), access policy, the spoke's
+side (caller.py, answering.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any
 
 from broker.errors import FrameError
 from broker.protocol.answering import CODES, Refused, credit_of, error_detail, flag_of, operation_of, timeout_of
-from broker.protocol.caller import Deadlines
+from broker.protocol.call_records import HUB, Call, CallLimits, Complain, Effect, Ended, Leg, Peer, Send, Spoke
 from broker.protocol.codec import request_id_of
-from broker.protocol.registration import MAX_OPERATION_ID, Kind, Offerer, Offers, Operation, OperationRow, Registration
+from broker.protocol.deadlines import Deadlines
+from broker.protocol.registration import MAX_OPERATION_ID, Offers, Operation, OperationRow, Registration
 from broker.protocol.wire import CloseCode
 
-__all__ = ["HUB", "CallLimits", "CallTable", "Complain", "Effect", "Ended", "Peer", "Send"]
-
-Peer: TypeAlias = int
-HUB: Final[Peer] = 0
-"""The hub itself, as a caller and as the spoke that offers ``hub.*``."""
+__all__ = ["HUB", "CallLimits", "CallTable", "Complain", "Effect", "Ended", "OperationRow", "Peer", "Send"]
 
 MAX_REMEMBERED_ABORTS = 4_096
 """Aborted legs whose late children are refused: more than one batch of messages can hold on their way."""
@@ -55,109 +52,6 @@ MAX_REASON = 1_024
 """Characters of a reason that is passed on."""
 MAX_SHOWN = 80
 """Characters of a peer's own text in a message of ours."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallLimits:
-    """Bounds of one table. Times are seconds, windows count responses."""
-
-    in_flight_per_peer: int = 1_024
-    """Calls of one caller, and legs of one spoke; the hub itself is bounded by ``in_flight`` alone."""
-    in_flight: int = 100_000
-    """Legs in all: about 1 kB each."""
-    default_timeout: float = 30.0
-    max_timeout: float = 3_600.0
-    window: int = 256
-    max_window: int = 65_536
-    slack: int = 256
-    """Responses beyond the window before a stream is ended: room for a spoke that knows no credit and little to say."""
-
-
-@dataclass(slots=True)
-class Send:
-    """A message for a peer; for ``HUB`` it is the hub's own business."""
-
-    peer: Peer
-    type: str
-    detail: dict[str, Any]
-
-
-@dataclass(slots=True)
-class Ended:
-    """A call ended. ``code`` is ``OK`` or a code of the wire's table; refused calls are told too, with no answerer."""
-
-    operation: str
-    kind: Kind | None
-    code: str
-    seconds: float
-    caller: Peer
-    answerer: Peer | None
-
-
-@dataclass(slots=True)
-class Complain:
-    """A ``hub.error`` for a peer: it did something wrong that does not end its connection."""
-
-    peer: Peer
-    code: str
-    message: str
-    about: str | None
-
-
-Effect: TypeAlias = Send | Ended | Complain
-
-
-class _Spoke(Offerer):
-    """A connected peer: beside what it offers and the legs it was asked, the calls it made."""
-
-    __slots__ = ("calls", "live", "peer")
-
-    def __init__(self, peer: Peer, node_id: str, name: str | None):
-        super().__init__(node_id, name)
-        self.peer = peer
-        self.live = True
-        self.calls: dict[str, _Call] = {}
-        self.legs: dict[str, _Leg] = {}
-
-
-class _Call:
-    __slots__ = (
-        *("auto", "caller", "items", "kind", "legs", "live"),
-        *("missing", "operation", "parent", "request_id", "started", "streaming"),
-    )
-
-    def __init__(self, caller: _Spoke, request_id: str, operation: str, kind: Kind, started: float):
-        self.caller, self.request_id, self.operation, self.kind = caller, request_id, operation, kind
-        self.started = started
-        self.live = True
-        self.legs: dict[str, _Leg] = {}
-        self.parent: _Leg | None = None
-        self.missing: list[_Spoke] | None = None
-        """Of a roll-call, those that will not answer any more. None for a call to one."""
-        self.streaming = False
-        """Ends with call.completed."""
-        self.items = False
-        """Streaming, from a subscription: any number of responses, under a window."""
-        self.auto = 0
-        """The window that the hub itself keeps open, for a caller that knows no credit."""
-
-
-class _Leg:
-    __slots__ = ("allowance", "call", "children", "id", "spoke")
-
-    def __init__(self, id: str, call: _Call, spoke: _Spoke, allowance: int):
-        self.id, self.call, self.spoke, self.allowance = id, call, spoke, allowance
-        self.children: dict[_Call, None] | None = None
-        """Calls that were made under it, oldest first."""
-
-    def adopt(self, child: _Call) -> None:
-        child.parent = self
-        if self.children is None:
-            self.children = {}
-        self.children[child] = None
-
-
-_RETRYABLE: Final = {"retryable": True}
 
 
 class CallTable:
@@ -171,9 +65,9 @@ class CallTable:
         self.limits = limits or CallLimits()
         self.stray = 0
         self._prefix = leg_prefix
-        self._peers: dict[Peer, _Spoke] = {HUB: _Spoke(HUB, "hub", "hub")}
-        self._offers: Offers[_Spoke] = Offers()
-        self._deadlines: Deadlines[_Call] = Deadlines()
+        self._peers: dict[Peer, Spoke] = {HUB: Spoke(HUB, "hub", "hub")}
+        self._offers: Offers[Spoke] = Offers()
+        self._deadlines: Deadlines[Call] = Deadlines()
         self._aborted: dict[str, None] = {}
         self._legs_made = 0
         self._legs = 0
@@ -199,7 +93,7 @@ class CallTable:
         """Takes a peer in, or replaces what it offers. Calls in flight are not touched: they were accepted."""
         spoke = self._peers.get(peer)
         if spoke is None:
-            spoke = self._peers[peer] = _Spoke(peer, node_id, name)
+            spoke = self._peers[peer] = Spoke(peer, node_id, name)
         spoke.node_id, spoke.name = node_id, name
         self._offers.replace(spoke, registration.operations)
 
@@ -254,12 +148,12 @@ class CallTable:
         effects: list[Effect] = []
         if call is None:
             self.stray += 1
-        elif not _is_count(more := detail.get("n"), 1):
+        elif type(more := detail.get("n")) is not int or more < 1:
             self._fail(call, "VALIDATION_ERROR", "call.credit: n is not a whole number from 1", None, now, effects)
         elif call.items:
             call.auto = 0
             (leg,) = call.legs.values()
-            _grant(leg, min(more, self.limits.max_window - leg.allowance), effects)
+            leg.grant(min(more, self.limits.max_window - leg.allowance), effects)
         return effects
 
     # Messages of the spokes that were asked
@@ -326,7 +220,7 @@ class CallTable:
         spoke.live = False
         self._offers.replace(spoke, ())
         if peer == HUB:
-            self._peers[HUB] = _Spoke(HUB, spoke.node_id, spoke.name)
+            self._peers[HUB] = Spoke(HUB, spoke.node_id, spoke.name)
         while spoke.calls:
             call = next(iter(spoke.calls.values()))
             self._abort(self._remove(call, "ABORTED", now, effects), "the caller has gone", now, effects)
@@ -377,7 +271,7 @@ class CallTable:
 
     def _accept(
         self,
-        caller: _Spoke,
+        caller: Spoke,
         request_id: str,
         identity: dict[str, Any],
         detail: dict[str, Any],
@@ -387,17 +281,14 @@ class CallTable:
         operation = operation_of(detail)
         roll, stream = flag_of(detail, "all"), flag_of(detail, "stream")
         spokes = self._spokes(operation, roll is True)
-        call = _Call(caller, request_id, operation, spokes[0].operations[operation].kind, now)
-        if roll:
-            call.missing = []
-        else:
-            call.streaming = call.kind == "subscription" if stream is None else stream
+        kind = spokes[0].operations[operation].kind
+        call = Call(caller, request_id, operation, kind, now, roll=roll is True, stream=stream)
         window = self._window(call, detail) if call.kind == "subscription" else None
         timeout = timeout_of(detail, now_ms, self.limits.max_timeout)
         if timeout is None and not call.streaming:
             timeout = self.limits.default_timeout
         parent = self._parent(caller, detail.get("parentRequestId"))
-        self._check_room(caller, spokes)
+        self.limits.check_room(caller, spokes, self._legs)
         self._open(call, parent, timeout)
         shared = {"operationId": operation, "input": detail.get("input"), "identity": identity}
         if timeout is not None:
@@ -407,7 +298,7 @@ class CallTable:
             shared["credit"] = window
         return [self._ask(call, spoke, shared, window or 0) for spoke in spokes]
 
-    def _spokes(self, operation: str, roll: bool) -> list[_Spoke]:
+    def _spokes(self, operation: str, roll: bool) -> list[Spoke]:
         if not roll:
             if (spoke := self._offers.pick(operation)) is not None:
                 return [spoke]
@@ -417,17 +308,16 @@ class CallTable:
             raise Refused("VALIDATION_ERROR", f"{operation} is a subscription: it has no one answer for a roll-call")
         raise Refused("OPERATION_NOT_FOUND", f"no connected spoke offers {operation[:MAX_SHOWN]}")
 
-    def _window(self, call: _Call, detail: dict[str, Any]) -> int:
+    def _window(self, call: Call, detail: dict[str, Any]) -> int:
         """How many responses the spoke may send before it needs credit; notes who will give it."""
         credit = credit_of(detail)
         if not call.streaming:
             return 1
-        call.items = True
         if credit is None:
             call.auto = credit = self.limits.window
         return min(credit, self.limits.max_window)
 
-    def _parent(self, caller: _Spoke, id: Any) -> _Leg | None:
+    def _parent(self, caller: Spoke, id: Any) -> Leg | None:
         """The leg that the caller names, if it has it. One that was aborted takes its late children with it."""
         if id is None:
             return None
@@ -437,19 +327,7 @@ class CallTable:
             raise Refused("ABORTED", "the parent call was aborted")
         return caller.legs.get(id)
 
-    def _check_room(self, caller: _Spoke, spokes: list[_Spoke]) -> None:
-        most = self.limits.in_flight_per_peer
-        if len(caller.calls) >= most and caller.peer != HUB:
-            raise Refused("EXECUTION_ERROR", f"{most} calls of yours are in flight, which is the limit", _RETRYABLE)
-        if self._legs + len(spokes) > self.limits.in_flight:
-            raise Refused("EXECUTION_ERROR", "the hub has as many calls in flight as it may", _RETRYABLE)
-        # A roll-call asks everyone whatever they have to do, and is bounded by the sum above.
-        if len(spokes) == 1 and len(spokes[0].legs) >= most and spokes[0].peer != HUB:
-            raise Refused(
-                "EXECUTION_ERROR", "every spoke that offers it has as many calls in flight as it may", _RETRYABLE
-            )
-
-    def _open(self, call: _Call, parent: _Leg | None, timeout: float | None) -> None:
+    def _open(self, call: Call, parent: Leg | None, timeout: float | None) -> None:
         call.caller.calls[call.request_id] = call
         self._calls += 1
         if parent is not None:
@@ -457,16 +335,16 @@ class CallTable:
         if timeout is not None:
             self._deadlines.add(call.started + timeout, call, self._calls)
 
-    def _ask(self, call: _Call, spoke: _Spoke, shared: dict[str, Any], allowance: int) -> Send:
+    def _ask(self, call: Call, spoke: Spoke, shared: dict[str, Any], allowance: int) -> Send:
         self._legs_made += 1
         self._legs += 1
         id = f"{self._prefix}{self._legs_made}"
-        call.legs[id] = spoke.legs[id] = _Leg(id, call, spoke, allowance)
+        call.legs[id] = spoke.legs[id] = Leg(id, call, spoke, allowance)
         return Send(spoke.peer, "call.requested", {"requestId": id, **shared})
 
     # How a call goes on and ends
 
-    def _leg(self, peer: Peer, detail: Any, type: str) -> _Leg | None:
+    def _leg(self, peer: Peer, detail: Any, type: str) -> Leg | None:
         """The leg that this peer, and no other, was asked under the id it names."""
         request_id = request_id_of(detail, type)
         spoke = self._peers.get(peer)
@@ -475,22 +353,22 @@ class CallTable:
             self.stray += 1
         return leg
 
-    def _item(self, leg: _Leg, now: float, effects: list[Effect]) -> None:
+    def _item(self, leg: Leg, now: float, effects: list[Effect]) -> None:
         """Counts one response of a stream that has just been passed on."""
         call = leg.call
         leg.allowance -= 1
         if call.auto and leg.allowance <= call.auto // 2:
-            _grant(leg, call.auto - leg.allowance, effects)
+            leg.grant(call.auto - leg.allowance, effects)
         elif leg.allowance < -self.limits.slack:
             message = f"the spoke sent {self.limits.slack} responses more than it had credit for"
             self._fail(call, "EXECUTION_ERROR", message, None, now, effects)
 
-    def _fail(self, call: _Call, code: str, message: str, details: Any, now: float, effects: list[Effect]) -> None:
+    def _fail(self, call: Call, code: str, message: str, details: Any, now: float, effects: list[Effect]) -> None:
         """Ends a call by the hub's own word: the caller hears the error, the spokes are told to stop."""
         effects.append(Send(call.caller.peer, "call.error", error_detail(call.request_id, code, message, details)))
         self._abort(self._remove(call, code, now, effects), message, now, effects)
 
-    def _leg_failed(self, leg: _Leg, code: str, message: str, details: Any, now: float, effects: list[Effect]) -> None:
+    def _leg_failed(self, leg: Leg, code: str, message: str, details: Any, now: float, effects: list[Effect]) -> None:
         """A leg has ended with an error, and has no need to be told."""
         call = leg.call
         error = error_detail(call.request_id, code, message, details)
@@ -501,13 +379,13 @@ class CallTable:
             effects.append(Send(call.caller.peer, "call.error", error))
             self._remove(call, code if code in CODES else "UNKNOWN_ERROR", now, effects)
 
-    def _roll_answer(self, leg: _Leg, answer: dict[str, Any], now: float, effects: list[Effect]) -> None:
+    def _roll_answer(self, leg: Leg, answer: dict[str, Any], now: float, effects: list[Effect]) -> None:
         call = leg.call
-        answer = {"requestId": call.request_id, **answer, "from": _who(leg.spoke)}
+        answer = {"requestId": call.request_id, **answer, "from": leg.spoke.who()}
         effects.append(Send(call.caller.peer, "call.responded", answer))
         self._roll_drop(leg, now, effects)
 
-    def _roll_drop(self, leg: _Leg, now: float, effects: list[Effect]) -> None:
+    def _roll_drop(self, leg: Leg, now: float, effects: list[Effect]) -> None:
         """Takes one leg out of its roll-call, which ends with the last."""
         call = leg.call
         del call.legs[leg.id], leg.spoke.legs[leg.id]
@@ -515,34 +393,22 @@ class CallTable:
         if not call.legs:
             self._roll_end(call, "OK", now, effects)
 
-    def _roll_end(self, call: _Call, code: str, now: float, effects: list[Effect]) -> None:
-        late = [leg.spoke for leg in call.legs.values()]
-        missing = [_who(spoke) for spoke in (*(call.missing or ()), *late)]
-        effects.append(Send(call.caller.peer, "call.completed", {"requestId": call.request_id, "missing": missing}))
+    def _roll_end(self, call: Call, code: str, now: float, effects: list[Effect]) -> None:
+        detail = {"requestId": call.request_id, "missing": call.absent()}
+        effects.append(Send(call.caller.peer, "call.completed", detail))
         self._abort(self._remove(call, code, now, effects), "no answer by the deadline", now, effects)
 
-    def _remove(self, call: _Call, code: str, now: float, effects: list[Effect]) -> dict[str, _Leg]:
+    def _remove(self, call: Call, code: str, now: float, effects: list[Effect]) -> dict[str, Leg]:
         """Takes a call out of everything and says Ended. Returns its legs, to be aborted unless they had the last word:
         then calls made under them go on."""
-        call.live = False
         self._calls -= 1
-        del call.caller.calls[call.request_id]
-        if (parent := call.parent) is not None and parent.children is not None:
-            del parent.children[call]
-            call.parent = None
-        # The call lets go of its legs, so that neither waits for the garbage collector.
-        legs, call.legs = call.legs, {}
+        legs = call.detach()
         self._legs -= len(legs)
-        answerer = None
-        for leg in legs.values():
-            del leg.spoke.legs[leg.id]
-            answerer = leg.spoke.peer
-        if call.missing is not None:
-            answerer = None
+        answerer = next(iter(legs.values())).spoke.peer if call.missing is None else None
         effects.append(Ended(call.operation, call.kind, code, now - call.started, call.caller.peer, answerer))
         return legs
 
-    def _abort(self, legs: dict[str, _Leg], reason: str, now: float, effects: list[Effect]) -> None:
+    def _abort(self, legs: dict[str, Leg], reason: str, now: float, effects: list[Effect]) -> None:
         """Tells the spokes of removed legs to stop, and ends the calls made under them. A loop, since a chain of calls
         may be as long as the table."""
         ending = list(legs.values())
@@ -560,17 +426,3 @@ class CallTable:
         self._aborted[id] = None
         if len(self._aborted) > MAX_REMEMBERED_ABORTS:
             del self._aborted[next(iter(self._aborted))]
-
-
-def _grant(leg: _Leg, more: int, effects: list[Effect]) -> None:
-    if more > 0:
-        leg.allowance += more
-        effects.append(Send(leg.spoke.peer, "call.credit", {"requestId": leg.id, "n": more}))
-
-
-def _is_count(value: Any, least: int) -> bool:
-    return type(value) is int and value >= least
-
-
-def _who(spoke: _Spoke) -> dict[str, Any]:
-    return {"id": spoke.node_id, "name": spoke.name}
