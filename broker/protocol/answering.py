@@ -96,6 +96,9 @@ class Answering:
 
     def __init__(self, *, max_running: int = MAX_RUNNING):
         self.stray = 0
+        self.credited = True
+        """Whether the peer gives credit. One of the specification's alone does not: its streams are bounded by the
+        connection's queue only."""
         self._max_running = max_running
         self._credit: dict[str, int] = {}
 
@@ -137,9 +140,9 @@ class Answering:
         credit = self._credit.get(request_id)
         if credit is None:
             return []
-        if credit < 1:
+        if credit < 1 and self.credited:
             return None
-        self._credit[request_id] = credit - 1
+        self._credit[request_id] = max(credit - 1, 0)
         return [Send("call.responded", {"requestId": request_id, "output": output})]
 
     def finish(self, request_id: str) -> list[Effect]:

@@ -52,6 +52,10 @@ class Answers:
         """call.requested, call.aborted or call.credit."""
         self._apply(self._answering.on(type, detail, time.monotonic()))
 
+    def connected(self, *, credited: bool) -> None:
+        """Whether this hub gives credit to streams."""
+        self._answering.credited = credited
+
     def lost(self) -> None:
         """The connection is gone: nobody is there to hear the answers."""
         for task in list(self._tasks.values()):

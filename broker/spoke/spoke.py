@@ -22,7 +22,7 @@ from broker.protocol.routing import check_pattern
 from broker.protocol.ticket import Ticket
 from broker.protocol.wire import PROTOCOL_VERSION
 from broker.spoke.answers import Answers, current_call
-from broker.spoke.calls import Calls, RollCall
+from broker.spoke.calls import Answer, Calls, RollCall
 from broker.spoke.link import Link
 from broker.spoke.operations import Handler, Kind, Offer, typed
 from broker.spoke.options import SpokeOptions
@@ -68,6 +68,7 @@ class Spoke:
             max_frame_bytes=self.options.max_frame_bytes,
         )
         self._subscriptions = Subscriptions(self._link.control)
+        self._rolls = True
         self._wire()
 
     def _wire(self) -> None:
@@ -226,7 +227,11 @@ class Spoke:
         )
 
     async def roll_call(self, operation: str, input: Any = None, *, timeout: float = 1.0) -> RollCall:
-        """One answer from each spoke that offers ``operation``, and the names of those that did not answer in time."""
+        """One answer from each spoke that offers ``operation``, and the names of those that did not answer in time. A hub
+        that knows no roll-call is asked plainly: one answer, in the hub's name."""
+        if not self._rolls:
+            output = await self._calls.call(operation, input, timeout=timeout, parent=_parent())
+            return RollCall([Answer(self.hub_node_id, None, output)])
         return await self._calls.roll_call(operation, input, timeout=timeout, parent=_parent())
 
     async def publish(
@@ -288,6 +293,8 @@ class Spoke:
 
     def _on_up(self, hub_registration: Any) -> None:
         capabilities = parse(hub_registration, from_hub=True).capabilities
+        self._rolls = "call.all" in capabilities
+        self._answers.connected(credited="call.credit" in capabilities)
         self._subscriptions.on_up()
         self._publisher.connected(acknowledges="topic.ack" in capabilities)
 

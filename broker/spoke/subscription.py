@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
@@ -87,8 +88,9 @@ class Subscription:
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """One per topic, author and epoch heard so far."""
-        return self._sequences.verdicts()
+        """One per topic, author and epoch heard so far. What a hub without sequences sent is ``unknown``: it cannot be told
+        what is missing from it."""
+        return [verdict if verdict.author else replace(verdict, unsure=True) for verdict in self._sequences.verdicts()]
 
     @property
     def verdict(self) -> str:
@@ -293,12 +295,14 @@ class Subscription:
 
 
 def worst(verdicts: list[Verdict]) -> str:
-    """One word for several verdicts: lost beats pending beats repaired beats complete."""
+    """One word for several verdicts: lost beats pending beats unknown beats repaired beats complete."""
     lost = [str([a, b]) for verdict in verdicts for a, b in verdict.lost]
     if lost:
         return f"lost({', '.join(lost)})"
     if any(verdict.missing for verdict in verdicts):
         return "pending"
+    if any(verdict.unsure for verdict in verdicts):
+        return "unknown"
     repaired = sum(verdict.repaired for verdict in verdicts)
     return f"repaired({repaired})" if repaired else "complete"
 

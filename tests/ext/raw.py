@@ -13,7 +13,6 @@ from tests.ext.pair import PATIENCE, Node
 
 @asynccontextmanager
 async def peer() -> AsyncIterator[iroh.Endpoint]:
-    iroh.iroh_ffi.uniffi_set_event_loop(asyncio.get_running_loop())
     endpoint = await iroh.Endpoint.bind(
         iroh.EndpointOptions(
             preset=iroh.preset_minimal(), bind_addr="127.0.0.1:0", relay_mode=iroh.RelayMode.disabled()

@@ -1,4 +1,4 @@
-"""The runtime on the event loop's own thread. In a process of its own: start_thread, which other tests call, is for good."""
+"""The runtime on the event loop's own thread. In processes of their own: start_thread (other tests) is for good."""
 
 from __future__ import annotations
 

@@ -183,7 +183,6 @@ async def test_options_of_a_subscribe_that_cannot_be_are_complained_about() -> N
 
 @asynccontextmanager
 async def raw_connection(hub: Hub) -> AsyncIterator[iroh.Connection]:
-    iroh.iroh_ffi.uniffi_set_event_loop(asyncio.get_running_loop())
     options = iroh.EndpointOptions(
         preset=iroh.preset_minimal(), bind_addr="127.0.0.1:0", relay_mode=iroh.RelayMode.disabled()
     )

@@ -133,7 +133,31 @@ async def test_two_of_our_spokes_speak_over_it(hub: ForeignHub, spoke: Spoke) ->
         for i in range(200):
             await spoke.publish("shared", i)
         assert [(await anext(events)).detail for _ in range(200)] == list(range(200))
-        assert events.verdict in ("complete", "pending")
+        assert events.verdict == "unknown", "such a hub does not say what there was to hear"
+
+
+async def test_a_stream_longer_than_a_window_and_a_roll_call(hub: ForeignHub, spoke: Spoke) -> None:
+    """It never gives credit, and asks one spoke where we would have all asked."""
+    app = Spoke("app")
+
+    @app.operation("app.count")
+    async def count(to: int) -> AsyncIterator[int]:
+        for i in range(to):
+            yield i
+
+    app.start(ticket(hub))
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(app.close)
+        await app.wait_connected(PATIENCE)
+        peer = await hub.spoke(1)
+        asked = {"requestId": "r", "operationId": "app.count", "input": {"to": 1_000}}
+        async with asyncio.timeout(PATIENCE):
+            await peer.send("call.requested", asked)
+            heard = await peer.hears_type("call.responded", 1_000)
+            await peer.hears_type("call.completed")
+        assert [message["detail"]["output"] for message in heard] == list(range(1_000))
+        roll = await spoke.roll_call("hub.greet", {"name": "all"}, timeout=PATIENCE)
+        assert [(answer.node_id, answer.output) for answer in roll.answers] == [(spoke.hub_node_id, "hello all")]
 
 
 async def test_comes_back_after_the_connection_went(hub: ForeignHub, spoke: Spoke) -> None:
