@@ -59,6 +59,8 @@ class Link:
         self._change = asyncio.Event()
         self._failure: ConnectError | None = None
         self._token = 0
+        self._invite: str | None = None
+        """The secret of the ticket."""
         self._keeper: asyncio.Task[None] | None = None
         self._detach: Callable[[], None] = lambda: None
         self._closing = False
@@ -85,6 +87,7 @@ class Link:
 
     def keep(self, ticket: Ticket) -> None:
         """From now on there is a connection to the ticket's hub, as far as the network lets."""
+        self._invite = ticket.secret
         self._keeper = asyncio.create_task(self._keep(ticket), name="broker-link")
 
     @property
@@ -198,7 +201,10 @@ class Link:
             self.endpoint.close_connection(conn, CloseCode.NORMAL, "this spoke has a hub already")
             return
         self._conn, self.hub_node_id = conn, node_id
-        self.control("hub.register", self._registration())
+        registration = self._registration()
+        if self._invite is not None and not incoming:
+            registration["invite"] = self._invite  # each time: the answer to the first may have been lost
+        self.control("hub.register", registration)
         if incoming:  # who dialled and says nothing must not keep the hub out
             asyncio.get_running_loop().call_later(REGISTER_TIMEOUT, self._still_silent, conn)
         self._signal()
@@ -286,6 +292,7 @@ class Link:
 
     def _forget(self) -> None:
         was_up, self._registered, self._conn = self._registered, False, None
+        self._token = -1  # the attempt is over, also if it came and went in one batch
         self._backlog.clear()
         self._backlog_bytes = 0
         if was_up:
