@@ -17,18 +17,23 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from broker.errors import ConfigError
+from broker.errors import ConfigError, TopicError
+from broker.protocol.access import ADMIN, check_operation_pattern
+from broker.protocol.routing import check_pattern
+from broker.toml_lines import key_lines
 
 __all__ = [
+    "AccessConfig",
     "AdmissionConfig",
     "CallsConfig",
     "HubConfig",
     "KeyDescription",
     "LimitsConfig",
     "MetricsConfig",
+    "ScopeConfig",
     "TopicsConfig",
     "describe_keys",
     "key_lines",
@@ -83,7 +88,32 @@ def _node_id(text: str) -> str:
     return text.lower()
 
 
+def _topic_pattern(text: str) -> str:
+    try:
+        check_pattern(text)
+    except TopicError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+def _operation_pattern(text: str) -> str:
+    check_operation_pattern(text)
+    return text
+
+
+def scope_name(text: str) -> str:
+    """ValueError unless scopes may be called so."""
+    if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,64}", text):
+        raise ValueError(f"{text[:80]!r} is not a scope's name: 1 to 64 letters, digits and _ . : -")
+    if text == ADMIN:
+        raise ValueError(f"{ADMIN!r} is what administrators are stamped with; admission.admins makes them")
+    return text
+
+
 NodeId = Annotated[str, AfterValidator(_node_id)]
+ScopeName = Annotated[str, AfterValidator(scope_name)]
+TopicPatterns = tuple[Annotated[str, AfterValidator(_topic_pattern)], ...]
+OperationPatterns = tuple[Annotated[str, AfterValidator(_operation_pattern)], ...]
 RelayUrl = Annotated[str, AfterValidator(_relay_url)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=100_000_000)]
@@ -100,6 +130,34 @@ class AdmissionConfig(_Table):
     deny: tuple[NodeId, ...] = ()
     admins: tuple[NodeId, ...] = ()
     """May change admission while the hub runs. They are admitted too."""
+
+
+class ScopeConfig(_Table):
+    """What those who have a scope may do, by pattern: ``*`` is one token, a last ``>`` one or more."""
+
+    call: OperationPatterns = ()
+    offer: OperationPatterns = ()
+    publish: TopicPatterns = ()
+    subscribe: TopicPatterns = ()
+
+
+class AccessConfig(_Table):
+    """What the admitted may do. Without any scope they may do everything."""
+
+    scopes: dict[ScopeName, ScopeConfig] = {}
+    nodes: dict[NodeId, tuple[ScopeName, ...]] = {}
+    """The scopes of a NodeId. It has those of its invite besides."""
+    default: tuple[ScopeName, ...] = ()
+    """The scopes of an admitted NodeId that has none of its own."""
+
+    @field_validator("nodes", "default")
+    @classmethod
+    def _are_defined(cls, value: Any, info: ValidationInfo) -> Any:
+        named = {name for names in value.values() for name in names} if isinstance(value, dict) else set(value)
+        # Without scopes in ``data`` they are wrong themselves, and that is said already.
+        if unknown := sorted(named.difference(info.data.get("scopes", named))):
+            raise ValueError(f"there is no [access.scopes.{unknown[0]}]")
+        return value
 
 
 class TopicsConfig(_Table):
@@ -177,6 +235,7 @@ class HubConfig(_Table):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     admission: AdmissionConfig = AdmissionConfig()
+    access: AccessConfig = AccessConfig()
     topics: TopicsConfig = TopicsConfig()
     limits: LimitsConfig = LimitsConfig()
     calls: CallsConfig = CallsConfig()
@@ -293,6 +352,8 @@ def _from_text(text: str, annotation: Any) -> Any:
     kinds = _kinds(annotation)
     if tuple in kinds:
         return [part.strip() for part in text.split(",") if part.strip()]
+    if dict in kinds:
+        return orjson.loads(text)  # its errors are ValueErrors
     if bool in kinds:
         return _boolean(text)
     for kind, noun in ((int, "a whole number"), (float, "a number")):
@@ -304,8 +365,8 @@ def _from_text(text: str, annotation: Any) -> Any:
 def _kinds(annotation: Any) -> set[Any]:
     """The plain types in an annotation such as ``Annotated[int, ...] | None``."""
     origin = get_origin(annotation)
-    if origin is tuple:
-        return {tuple}
+    if origin in (tuple, dict):
+        return {origin}
     if origin is None:
         return {annotation}
     return set().union(*(_kinds(part) for part in get_args(annotation) if isinstance(part, type) or get_origin(part)))
@@ -329,8 +390,9 @@ def _number(kind: Callable[[str], Any], text: str, noun: str) -> Any:
 
 def _config_error(error: ValidationError, text: str, path: Path | None, source: Mapping[str, str]) -> ConfigError:
     first, *others = error.errors(include_url=False)
-    names = [part for part in first["loc"] if isinstance(part, str)]
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    place = [part for part in first["loc"] if part != "[key]"]  # pydantic's word for a key that is wrong itself
+    names = [part for part in place if isinstance(part, str)]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     message = _explain(first["type"], first["msg"], first.get("input"), names)
     if others:
         message += f" (and {len(others)} more)"
@@ -352,43 +414,11 @@ def _explain(kind: str, message: str, value: Any, names: list[str]) -> str:
 
 def _suggestion(names: list[str]) -> str:
     known = [key for key, _ in _leaves()]
+    if names[:2] == ["access", "scopes"]:
+        known = [".".join([*names[:3], key]) for key in ScopeConfig.model_fields]
     tables = {key.partition(".")[0] for key in known if "." in key}
     dotted = ".".join(names)
     near = difflib.get_close_matches(dotted, [*known, *tables], n=1)
     if not near:  # the right key in the wrong table
         near = [key for key in known if key.rpartition(".")[2] == names[-1]]
     return f"; did you mean {near[0]}?" if near else "; `broker check --keys` lists the keys"
-
-
-_TOKEN: Final = re.compile(
-    r'"""(?:\\.|[^\\])*?"{3,5}(?!")' + r"|'''.*?'{3,5}(?!')" + r'|"(?:\\.|[^"\\\n])*"' + r"|'[^'\n]*'"
-    r"|#[^\n]*|\n|[\[\]{}=.,]|[^\s\"'#\[\]{}=.,]+",
-    re.DOTALL,
-)
-
-
-def key_lines(text: str) -> dict[tuple[str, ...], int]:
-    """The line of each table header and assignment of a TOML text that tomllib has accepted."""
-    lines: dict[tuple[str, ...], int] = {}
-    table: tuple[str, ...] = ()
-    parts: list[str] = []
-    line, depth, in_value, in_header = 1, 0, False, False
-    for match in _TOKEN.finditer(text):
-        token = match[0]
-        if token == "\n":
-            if not depth:
-                parts, in_value, in_header = [], False, False
-        elif in_value:
-            depth += (token in ("[", "{")) - (token in ("]", "}"))
-        elif token == "[":
-            in_header = True
-        elif token == "]" and in_header and parts:
-            table, parts = tuple(parts), []
-            lines.setdefault(table, line)
-        elif token == "=":
-            lines.setdefault((*table, *parts), line)
-            in_value = True
-        elif token not in (".", "]") and not token.startswith("#"):
-            parts.append(token[1:-1] if token[0] in "\"'" else token)
-        line += token.count("\n")
-    return lines

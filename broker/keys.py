@@ -1,7 +1,8 @@
 """What a program keeps in files: its identity, and a hub's data directory.
 
 An identity file is 32 secret bytes as 64 hex digits and a newline, mode 0600. One that others can read is refused, for
-whoever reads it *is* that NodeId. A data directory holds ``hub.key`` and ``state.json`` and belongs to one live hub.
+whoever reads it *is* that NodeId. A data directory holds ``hub.key``, ``admin.key``, ``state.json`` and
+``admissions.json`` (hub/admission.py), and belongs to one live hub.
 Not here: what the secret signs.
 """
 
@@ -25,6 +26,7 @@ from broker.errors import ConfigError, KeyFileError
 
 __all__ = [
     "HubState",
+    "admin_key_path",
     "claim_data_dir",
     "create",
     "key_path",
@@ -37,6 +39,7 @@ __all__ = [
 
 SECRET_BYTES: Final = 32
 KEY_FILE: Final = "hub.key"
+ADMIN_KEY_FILE: Final = "admin.key"
 STATE_FILE: Final = "state.json"
 LOCK_FILE: Final = "lock"
 MOST_BYTES: Final = 1_024
@@ -179,6 +182,11 @@ def _lock(fd: int, directory: Path) -> None:
 def key_path(directory: Path) -> Path:
     """Where a data directory has its hub's identity."""
     return directory / KEY_FILE
+
+
+def admin_key_path(directory: Path) -> Path:
+    """Where a data directory has the identity of its administrator."""
+    return directory / ADMIN_KEY_FILE
 
 
 def read_state(directory: Path) -> HubState:

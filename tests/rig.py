@@ -14,6 +14,7 @@ from broker import Hub, HubConfig, Spoke, SpokeOptions, connect
 from broker import _gossip_ext as ext
 from broker.border import attach
 from broker.protocol.ticket import Ticket
+from broker.protocol.wire import CloseCode
 
 PATIENCE = 20.0
 """A busy machine is slow; a test that needs this long has failed."""
@@ -32,9 +33,11 @@ async def a_hub(**config: Any) -> AsyncIterator[Hub]:
 
 
 @asynccontextmanager
-async def serving(ticket: str, name: str, *, options: SpokeOptions = FAST, **operations: Any) -> AsyncIterator[Spoke]:
+async def serving(
+    ticket: str, name: str, *, options: SpokeOptions = FAST, secret: bytes | None = None, **operations: Any
+) -> AsyncIterator[Spoke]:
     """A connected spoke that offers functions: ``a__b`` is the operation ``a.b``."""
-    app = Spoke(name, options=options)
+    app = Spoke(name, secret=secret, options=options)
     for id, function in operations.items():
         app.operation(id.replace("__", "."))(function)
     app.start(ticket)
@@ -68,8 +71,8 @@ def conn_of(hub: Hub, name: str) -> int:
 
 
 def cut(hub: Hub, name: str) -> None:
-    """Ends a spoke's connection from the hub's side."""
-    hub.router.close(conn_of(hub, name), 1, "cut by a test")
+    """Breaks a spoke's connection from the hub's side, as if something had gone wrong."""
+    hub.router.close(conn_of(hub, name), CloseCode.INTERNAL, "cut by a test")
 
 
 class Numbers:

@@ -19,12 +19,15 @@ from broker import _gossip_ext as ext
 from broker.border import attach
 from broker.config import HubConfig, split_address
 from broker.errors import BindError, ConfigError
+from broker.hub.administration import administer
+from broker.hub.admission import Admission
 from broker.hub.http import serve_http
 from broker.hub.metrics import HubGauges, HubMetrics, watch_loop_lag
 from broker.hub.operations import HubOperations
 from broker.hub.router import Router
 from broker.keys import (
     HubState,
+    admin_key_path,
     claim_data_dir,
     key_path,
     load,
@@ -104,7 +107,7 @@ class Hub:
         ``calls`` and ``queued_bytes``."""
         self._draining = True
         router = self.router
-        router.endpoint.admit(open=False, allow=[session.node_id for session in router.sessions.values()], deny=[])
+        router.admission.drain([session.node_id for session in router.sessions.values()])
         try:
             async with asyncio.timeout(self.config.drain_timeout if timeout is None else timeout):
                 while any(self._left().values()):
@@ -125,18 +128,16 @@ class Hub:
         endpoint = self._bind(secret, bind)
         self._stack.callback(endpoint.close)
         self.node_id = endpoint.node_id
-        admission = config.admission
-        endpoint.admit(
-            open=config.open, allow=[*admission.allow, *admission.admins], deny=list(admission.deny)
-        )
+        admission = Admission(config, endpoint, data=config.data, admins=self._admins())
+        self._stack.callback(admission.stop)
         metrics = HubMetrics(
             VERSION,
             topic_labels=config.metrics.topic_labels,
             operation_labels=config.metrics.operation_labels,
             gauges=self._gauges,
         )
-        router = self._router = Router(endpoint, config, metrics)
-        HubOperations(router)
+        router = self._router = Router(endpoint, config, metrics, admission)
+        administer(HubOperations(router), router, self._ticket)
         if self._restarted:
             router.topics.expect(RETURN_TIME)
         router.bind_loop(asyncio.get_running_loop())
@@ -165,6 +166,11 @@ class Hub:
         self._restarted = last is not None
         return secret, _address(host, port or last or 0)
 
+    def _admins(self) -> list[str]:
+        """With a data directory, whoever can read it administers the hub: the identity is made on the first start."""
+        data = self.config.data
+        return [] if data is None else [ext.node_id(load_or_create(admin_key_path(data)))]
+
     def _bind(self, secret: bytes, bind: str) -> ext.Endpoint:
         limits = self.config.limits
         return ext.Endpoint.bind(
@@ -184,8 +190,7 @@ class Hub:
     def _announce(self, endpoint: ext.Endpoint) -> None:
         config = self.config
         addrs = endpoint.addrs()
-        ticket = Ticket(node_id=endpoint.node_id, addrs=tuple(addrs), relays=tuple(config.relays))
-        self.ticket = ticket.encode()
+        self.ticket = self._ticket(None).encode()
         if config.data is not None and addrs:
             write_state(config.data, HubState(port=split_address(addrs[0])[1]))
         if config.ticket_file is not None:
@@ -195,6 +200,13 @@ class Hub:
                 raise ConfigError(
                     f"the ticket cannot be written to {config.ticket_file}: {error.strerror}", key="ticket_file"
                 ) from None
+
+    def _ticket(self, secret: str | None) -> Ticket:
+        """Where this hub is, with the secret of an invite."""
+        endpoint = self.router.endpoint
+        return Ticket(
+            node_id=endpoint.node_id, addrs=tuple(endpoint.addrs()), relays=tuple(self.config.relays), secret=secret
+        )
 
     # Dialling spokes.
 

@@ -104,7 +104,7 @@ class _Calls:
 
     def _label(self, operation: str, code: str) -> _Operation:
         # Names that nobody offers would let any caller use the labels up.
-        if code == "OPERATION_NOT_FOUND" or len(self._operations) >= self._limit:
+        if code in ("OPERATION_NOT_FOUND", "ACCESS_DENIED") or len(self._operations) >= self._limit:
             return self._other
         return self._operations.setdefault(operation, _Operation())
 
@@ -227,6 +227,7 @@ class HubMetrics(Collector):
         self.connects = 0
         self._version = version
         self._disconnects, self._refused, self._protocol_errors = _Reasons(), _Reasons(), _Reasons()
+        self._limited = _Reasons()
         self._calls, self._topics = _Calls(operation_labels), _Topics(topic_labels)
         self.call_ended = self._calls.ended
         self._lag = _Histogram(LAG_BUCKETS)
@@ -256,6 +257,10 @@ class HubMetrics(Collector):
         """A peer broke the wire rules: a close code, or the code of a complaint."""
         self._protocol_errors.add(code)
 
+    def limited(self, limit: str) -> None:
+        """A NodeId met one of its limits."""
+        self._limited.add(limit)
+
     def batch(self, size: int) -> None:
         """The border handed over ``size`` items at once."""
         self._batches[min(max(size - 1, 0).bit_length(), BATCH_BITS)] += 1
@@ -279,6 +284,7 @@ class HubMetrics(Collector):
         yield self._protocol_errors.family(
             "broker_protocol_errors", "Breaches of the wire rules by peers, by their code.", label="code"
         )
+        yield self._limited.family("broker_limited", "Times a limit was met, by the limit's name.", label="limit")
         yield from _traffic(gauges.endpoint)
         yield self._batch_family()
         yield _plain_histogram("broker_loop_lag_seconds", "How late the event loop is.", self._lag)

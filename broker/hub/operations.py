@@ -1,7 +1,7 @@
 """The operations that the hub itself offers: hub.operations, hub.spokes, hub.topics. Answered from live state.
 
 In the call table the hub is a peer like any other, so these are called, listed and balanced like a spoke's. Not here:
-administration.
+administration (administration.py).
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from broker.errors import CallError
 from broker.hub.router import Router
 from broker.protocol.calls import HUB
-from broker.protocol.registration import Operation, Registration
+from broker.protocol.registration import Kind, Operation, Registration
 
-__all__ = ["HubOperations"]
+__all__ = ["Handler", "HubOperations"]
 
 log = logging.getLogger("broker.hub")
+
+Handler = Callable[[Any, str], Any]
+"""From the input and the caller's NodeId to the output. A CallError it raises is the answer."""
 
 
 class HubOperations:
@@ -25,34 +29,43 @@ class HubOperations:
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        self._handlers: dict[str, tuple[str, Callable[[], Any]]] = {
-            "hub.operations": ("what can be called now, and at whom", self.operations),
-            "hub.spokes": ("who is connected, how, and how far behind", self.spokes),
-            "hub.topics": ("topics that have events or subscribers", self.topics),
-        }
-        registration = Registration(
-            operations=tuple(
-                Operation(id=id, kind="query", description=description)
-                for id, (description, _) in self._handlers.items()
-            ),
-            name="hub",
-        )
-        router.calls.register(HUB, router.endpoint.node_id, "hub", registration)
+        self._handlers: dict[str, Handler] = {}
+        self._operations: list[Operation] = []
+        self.add("hub.operations", "what can be called now, and at whom", lambda _, __: self.operations())
+        self.add("hub.spokes", "who is connected, how, and how far behind", lambda _, __: self.spokes())
+        self.add("hub.topics", "topics that have events or subscribers", lambda _, __: self.topics())
         router.on_local_call = self._on_message
+
+    def add(
+        self,
+        id: str,
+        description: str,
+        handler: Handler,
+        *,
+        kind: Kind = "query",
+        input_schema: dict[str, Any] | None = None,
+    ) -> None:
+        """One operation more."""
+        self._handlers[id] = handler
+        self._operations.append(Operation(id=id, kind=kind, description=description, input_schema=input_schema))
+        registration = Registration(operations=tuple(self._operations), name="hub")
+        self._router.calls.register(HUB, self._router.endpoint.node_id, "hub", registration)
 
     def _on_message(self, type: str, detail: dict[str, Any]) -> None:
         if type != "call.requested":
             return  # aborts and credits: every answer here is given at once
-        _, handler = self._handlers[detail["operationId"]]
-        table, now = self._router.calls, time.monotonic()
+        id, table, now = detail["requestId"], self._router.calls, time.monotonic()
         try:
-            answer = {"requestId": detail["requestId"], "output": handler()}
+            output = self._handlers[detail["operationId"]](detail.get("input"), detail["identity"]["id"])
+        except CallError as error:
+            wire = {"requestId": id, "code": error.code, "message": error.message, "details": error.details}
+            self._router.perform(table.error(HUB, wire, now))
         except Exception:
             log.exception("%s failed", detail["operationId"])
-            error = {"requestId": detail["requestId"], "code": "EXECUTION_ERROR", "message": "the hub failed; see its log"}
-            self._router.perform(table.error(HUB, error, now))
+            wire = {"requestId": id, "code": "EXECUTION_ERROR", "message": "the hub failed; see its log"}
+            self._router.perform(table.error(HUB, wire, now))
         else:
-            self._router.perform(table.responded(HUB, answer, now))
+            self._router.perform(table.responded(HUB, {"requestId": id, "output": output}, now))
 
     def operations(self) -> list[dict[str, Any]]:
         rows = []

@@ -11,15 +11,20 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from broker import _gossip_ext as ext
 from broker.config import HubConfig
 from broker.errors import FrameError, TopicError
+from broker.hub.admission import Admission
+from broker.hub.guests import Guests
 from broker.hub.metrics import HubMetrics
 from broker.hub.session import Session
 from broker.hub.topics import Topics
 from broker.protocol import calls
+from broker.protocol.access import Action
+from broker.protocol.answering import Refused
 from broker.protocol.calls import HUB, CallLimits, CallTable
 from broker.protocol.codec import Message, decode, encode
 from broker.protocol.registration import Registration, parse, to_detail
@@ -55,8 +60,10 @@ POLICIES = ("block", "drop_oldest", "disconnect")
 class Router:
     """All sessions of a hub and the messages between them."""
 
-    def __init__(self, endpoint: ext.Endpoint, config: HubConfig, metrics: HubMetrics) -> None:
-        self.endpoint, self.metrics = endpoint, metrics
+    def __init__(self, endpoint: ext.Endpoint, config: HubConfig, metrics: HubMetrics, admission: Admission) -> None:
+        self.endpoint, self.metrics, self.admission = endpoint, metrics, admission
+        self.guests = Guests(endpoint, admission, metrics)
+        admission.on_change = self._access_changed
         self.sessions: dict[int, Session] = {}
         limits = self.limits = config.limits
         self.calls = CallTable(
@@ -87,7 +94,7 @@ class Router:
         self.on_dialled: Callable[[int, str | None], None] = lambda _token, _failure: None
         """A dial of ours came to something (None) or failed (why)."""
         self._dials: dict[int, int] = {}
-        self._per_node: dict[str, int] = {}
+        self.by_node: dict[str, dict[int, Session]] = {}
         """Connections by NodeId."""
         self._out: dict[int, list[bytes]] = {}
         """What the batch has brought for each peer's CALLS lane."""
@@ -117,13 +124,22 @@ class Router:
     # What the border tells (broker.border.Handler).
 
     def opened(self, conn: int, node_id: str, incoming: bool, token: int) -> None:
+        # The extension has asked the same sets, but they may have changed since. Whom we dial somebody here has chosen.
+        if node_id in self.admission.policy.deny:
+            self.endpoint.close_connection(conn, CloseCode.BANNED, "banned: this NodeId is on this hub's deny list")
+        elif not incoming or self.admission.policy.admitted(node_id):
+            self._admit(conn, node_id, incoming, token)
+        else:
+            self.guests.opened(conn, node_id)
+
+    def _admit(self, conn: int, node_id: str, incoming: bool, token: int) -> None:
         if incoming and (full := self._full(node_id)):
             self.metrics.refused("limit")
             self.endpoint.close_connection(conn, CloseCode.LIMIT, full)
             return
-        self._per_node[node_id] = self._per_node.get(node_id, 0) + 1
-        session = Session(conn, node_id, incoming)
-        session.identity = {"id": node_id, "scopes": [], "resources": {}}
+        session = Session(conn, node_id, incoming, self.admission.grant(node_id))
+        session.stamp()
+        self.by_node.setdefault(node_id, {})[conn] = session
         self.sessions[conn] = session
         self.calls.register(conn, node_id, None, Registration())
         self.metrics.connected()
@@ -133,6 +149,9 @@ class Router:
 
     def frames(self, conn: int, frames: list[bytes]) -> None:
         session = self.sessions.get(conn)
+        if session is None and conn in self.guests and (node_id := self.guests.admitted(conn, frames[0])) is not None:
+            self._admit(conn, node_id, True, 0)
+            session = self.sessions.get(conn)
         if session is None or session.closing:
             return
         controls = self._controls
@@ -152,14 +171,16 @@ class Router:
     def closed(self, conn: int, code: int | None, reason: str, remote: bool) -> None:
         session = self.sessions.pop(conn, None)
         if session is None:
+            self.guests.closed(conn)
             return
         log.info("%s (%s) is gone: %s", session.name, session.node_id[:10], reason)
         self.metrics.disconnected(_reason(code))
         for waiting in (self._out, self._out_bytes, self._held):
             waiting.pop(conn, None)
-        self._per_node[session.node_id] -= 1
-        if not self._per_node[session.node_id]:
-            del self._per_node[session.node_id]
+        of_node = self.by_node[session.node_id]
+        del of_node[conn]
+        if not of_node:
+            del self.by_node[session.node_id]
         self.topics.gone(conn, session.node_id, expected=code in BROKEN)
         self.perform(self.calls.gone(conn, time.monotonic()))
         if (token := self._dials.pop(conn, None)) is not None:
@@ -201,16 +222,20 @@ class Router:
             if session.closing:
                 return
             session.closing = True
-        if code >= CloseCode.EMPTY_FRAME:
+        if code >= CloseCode.EMPTY_FRAME and code != CloseCode.KICKED:
             log.warning("closing %s: %s (code %d)", session.name if session else peer, reason, code)
             self.metrics.protocol_error(_reason(code))
         self.endpoint.close_connection(peer, code, reason)
 
-    def complain(self, peer: int, code: str, message: str, about: str | None) -> None:
-        """A hub.error: something is wrong, and the connection goes on."""
+    def complain(
+        self, peer: int, code: str, message: str, about: str | None, action: Action | None = None
+    ) -> None:
+        """A hub.error: something is wrong, and the connection goes on. ``action``: what the peer wanted to do with what
+        it is about, which may be the name of a topic and of an operation."""
         self.metrics.protocol_error(code.lower())
         about = None if about is None else about[:MAX_ABOUT]
-        self.send(peer, "hub.error", {"code": code, "message": message[:MAX_SHOWN], "about": about})
+        detail = {"code": code, "message": message[:MAX_SHOWN], "about": about}
+        self.send(peer, "hub.error", detail if action is None else {**detail, "action": action})
 
     def perform(self, effects: list[calls.Effect]) -> None:
         """Carries out what the call table decided."""
@@ -228,10 +253,12 @@ class Router:
     # Messages.
 
     def _on_register(self, session: Session, detail: Any) -> None:
-        session.registration = registration = parse(detail)
+        session.registration = parse(detail)
         session.registered = True
-        self.calls.register(session.peer, session.node_id, registration.name, registration)
+        if type(secret := detail.get("invite")) is str:
+            self.admission.redeem(session.node_id, secret)  # if it is spent, this one is a spoke that came back
         self._hello(session)
+        self._offer(session)
         if (token := self._dials.get(session.peer)) is not None:
             self.on_dialled(token, None)
 
@@ -247,9 +274,26 @@ class Router:
             )
             self.send(session.peer, "hub.register", to_detail(registration))
 
+    def _offer(self, session: Session) -> None:
+        """Puts on offer what it may offer of what it registered."""
+        registration, grant = session.registration, session.grant
+        allowed = tuple(one for one in registration.operations if grant.may("offer", one.id))
+        if len(allowed) < len(registration.operations):
+            for one in registration.operations:
+                if not grant.may("offer", one.id):
+                    self._deny(session, "offer", one.id)
+            registration = replace(registration, operations=allowed)
+        self.calls.register(session.peer, session.node_id, registration.name, registration)
+
+    def _deny(self, session: Session, action: Action, name: str) -> None:
+        self.complain(session.peer, "ACCESS_DENIED", session.grant.denial(action, name), name, action)
+
     def _on_requested(self, session: Session, detail: Any) -> None:
-        now_ms = time.time_ns() / 1e6
-        self.perform(self.calls.requested(session.peer, session.identity, detail, time.monotonic(), now_ms))
+        now_ms, refused = time.time_ns() / 1e6, None
+        operation = detail.get("operationId") if type(detail) is dict else None
+        if type(operation) is str and not session.grant.may("call", operation):
+            refused = Refused("ACCESS_DENIED", session.grant.denial("call", operation))
+        self.perform(self.calls.requested(session.peer, session.identity, detail, time.monotonic(), now_ms, refused))
 
     def _on_responded(self, session: Session, detail: Any) -> None:
         self.perform(self.calls.responded(session.peer, detail, time.monotonic()))
@@ -273,6 +317,9 @@ class Router:
             name = topic[:MAX_ABOUT]
             self.complain(session.peer, code, f"{name!r} is reserved and not a message of this version", name)
             return
+        if not session.grant.everything and not session.grant.may("publish", topic):
+            self._deny(session, "publish", topic)
+            return
         try:
             meta = message.meta
             if meta is not None and meta.get("author") == session.node_id and _placed(meta):
@@ -295,6 +342,7 @@ class Router:
                 "LIMIT",
                 f"an event of {len(frame)} bytes with its meta, the limit is {self.limits.max_frame_bytes}",
                 topic,
+                "publish",
             )
         else:
             self.topics.publish(session.peer, topic, session.node_id, epoch, seq + 1, frame)
@@ -316,9 +364,20 @@ class Router:
         if tag is not None and not (isinstance(tag, str) and len(tag) <= MAX_TAG):
             raise FrameError(f"__subscribe: tag is not a string of at most {MAX_TAG} characters", close_code=CloseCode.BAD_MESSAGE)
         options = SubscribeOptions(policy=policy, patience=float(patience))
+        patterns = self._subscribable(session, patterns)
         for pattern, error in self.topics.subscribe(session.peer, patterns, options, since, tag):
             self.complain(session.peer, error.code, str(error), pattern)
         self.topics.came_back(session.node_id)
+
+    def _subscribable(self, session: Session, patterns: list[str]) -> list[str]:
+        """Those that it may subscribe to; it is told of the others."""
+        if session.grant.everything:
+            return patterns
+        allowed = [pattern for pattern in patterns if session.grant.may("subscribe", pattern)]
+        if len(allowed) < len(patterns):
+            for pattern in set(patterns).difference(allowed):
+                self._deny(session, "subscribe", pattern)
+        return allowed
 
     def _on_unsubscribe(self, session: Session, detail: Any) -> None:
         self.topics.unsubscribe(session.peer, _patterns(detail, "__unsubscribe"))
@@ -334,6 +393,9 @@ class Router:
             case {"topic": str(topic), "author": str(author), "epoch": str(epoch), "from": int(first), "to": int(last)} if (
                 0 < first <= last
             ):
+                if not session.grant.may("subscribe", topic):
+                    self._deny(session, "subscribe", topic)
+                    return
                 self.topics.repair(session.peer, topic, author, epoch, first, last)
             case _:
                 raise FrameError("topic.repair needs topic, author, epoch, from and to", close_code=CloseCode.BAD_MESSAGE)
@@ -344,6 +406,9 @@ class Router:
                 acked = detail.get("acked")
                 # What is passed on must be right: a subscriber ends a connection that tells it nonsense.
                 acked = acked if type(acked) is int and 0 <= acked <= seq else seq
+                if not session.grant.may("publish", topic):
+                    self._deny(session, "publish", topic)
+                    return
                 try:
                     self.topics.announced(session.peer, topic, session.node_id, epoch, int(seq), acked)
                 except TopicError as error:
@@ -415,7 +480,7 @@ class Router:
         """Why one more connection is too many, or nothing."""
         if len(self.sessions) >= self.limits.connections:
             return f"the hub has {self.limits.connections} connections, which is its limit"
-        if self._per_node.get(node_id, 0) >= self.limits.connections_per_node:
+        if len(self.by_node.get(node_id, ())) >= self.limits.connections_per_node:
             return f"this NodeId has {self.limits.connections_per_node} connections, which is the limit"
         return ""
 
@@ -456,7 +521,30 @@ class Router:
         self.topics.tick(now)
         self.settle()
 
+    def kick(self, node_id: str, reason: str) -> int:
+        """Ends the connections of a NodeId; returns how many."""
+        sessions = list(self.by_node.get(node_id, {}).values())
+        for session in sessions:
+            self.close(session.peer, CloseCode.KICKED, reason)
+        return len(sessions)
+
+    def _access_changed(self, ended: list[int]) -> None:
+        """The lists are others now. What has come from the connections that they ended is not read any more; the others
+        have their scopes from here on, for what they do and for what they had begun."""
+        for conn in ended:
+            if (gone := self.sessions.get(conn)) is not None:
+                gone.closing = True
+        for session in self.sessions.values():
+            before, session.grant = session.grant, self.admission.grant(session.node_id)
+            if session.grant.scopes != before.scopes:
+                session.stamp()
+                self._offer(session)
+                held = self.topics.subscriptions.patterns(session.peer)
+                if lost := set(held).difference(self._subscribable(session, held)):
+                    self.topics.unsubscribe(session.peer, list(lost))
+
     def stop(self) -> None:
+        self.guests.stop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

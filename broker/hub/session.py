@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from broker.protocol.access import Grant
 from broker.protocol.registration import Registration
 
 __all__ = ["Session"]
@@ -17,6 +18,8 @@ class Session:
     peer: int
     node_id: str
     incoming: bool
+    grant: Grant
+    """What it may do."""
     registration: Registration = field(default_factory=Registration)
     registered: bool = False
     said_hello: bool = False
@@ -30,6 +33,10 @@ class Session:
     """Times the fan-out found its queue full."""
     dropped: int = 0
     """Events it was to get and that are named lost."""
+
+    def stamp(self) -> None:
+        """Its calls carry its scopes from now on. A new value: calls that are under way keep theirs."""
+        self.identity = {"id": self.node_id, "scopes": list(self.grant.scopes), "resources": {}}
 
     @property
     def name(self) -> str:

@@ -107,8 +107,17 @@ class CallTable:
 
     # Messages of callers
 
-    def requested(self, peer: Peer, identity: dict[str, Any], detail: Any, now: float, now_ms: float) -> list[Effect]:
-        """``call.requested``: asks a spoke (or all), or answers at once why not."""
+    def requested(
+        self,
+        peer: Peer,
+        identity: dict[str, Any],
+        detail: Any,
+        now: float,
+        now_ms: float,
+        refused: Refused | None = None,
+    ) -> list[Effect]:
+        """``call.requested``: asks a spoke (or all), or answers at once why not. ``refused``: the hub has something
+        against it, which is the answer."""
         request_id = request_id_of(detail, "call.requested")
         caller = self._peers.get(peer)
         if caller is None:
@@ -117,6 +126,8 @@ class CallTable:
             message = f"requestId {request_id!r} belongs to a call that has not ended"
             return [Complain(peer, "VALIDATION_ERROR", message, "call.requested")]
         try:
+            if refused is not None:
+                raise refused
             return self._accept(caller, request_id, identity, detail, now, now_ms)
         except Refused as no:
             operation = detail.get("operationId")

@@ -316,12 +316,13 @@ class Spoke:
     def _on_complaint(self, detail: Any) -> None:
         if isinstance(detail, dict):
             code, message, about = detail.get("code"), detail.get("message"), detail.get("about")
+            action = detail.get("action")  # a topic and an operation may have one name
             log.warning("the hub says %s: %s", code, message)
             if not isinstance(about, str) or not isinstance(code, str):
                 return
-            if code in PUBLISHING_COMPLAINTS:
+            if code in PUBLISHING_COMPLAINTS and action in (None, "publish"):
                 self._publisher.refused(about, f"{code}: {message}")
-            if code in SUBSCRIBING_COMPLAINTS:
+            if code in SUBSCRIBING_COMPLAINTS and action in (None, "subscribe"):
                 text = f"the hub does not take the subscription to {about!r}: {message}"
                 self._subscriptions.refused(about, AccessDenied(text) if code == "ACCESS_DENIED" else TopicError(text, code=code))
 

@@ -207,3 +207,42 @@ def test_key_lines_finds_what_tomllib_finds(text: str) -> None:
     assert sorted(lines) == sorted(wanted)
     for path in wanted:
         assert path[-1] in source[lines[path] - 1]
+
+
+SCOPE = "[access.scopes.reader]\ncall = ['hub.*']\nsubscribe = ['a.>']\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line", "words"),
+    [
+        (
+            SCOPE + "pubish = ['x']",
+            "access.scopes.reader.pubish",
+            4,
+            "unknown key; did you mean access.scopes.reader.pub",
+        ),
+        (SCOPE + "[access.node]", "access.node", 4, "unknown key; did you mean access.nodes"),
+        (SCOPE + "publish = ['a.>.b']", "access.scopes.reader.publish[0]", 4, "must be the last token"),
+        (SCOPE + "publish = ['hub.x']", "access.scopes.reader.publish[0]", 4, "reserved"),
+        (SCOPE + "offer = ['a..b']", "access.scopes.reader.offer[0]", 4, "is not a pattern"),
+        (SCOPE + "[access.nodes]\nabc = ['reader']", "access.nodes.abc", 5, "is not a NodeId"),
+        (SCOPE + f"[access.nodes]\n{NODE_ID} = ['writer']", "access.nodes", 4, "there is no [access.scopes.writer]"),
+        ("[access]\ndefault = ['writer']", "access.default", 2, "there is no [access.scopes.writer]"),
+        ("[access.scopes.admin]\ncall = ['>']", "access.scopes.admin", 1, "admission.admins"),
+    ],
+)
+def test_a_mistake_in_a_policy_is_named_with_its_line(
+    tmp_path: Path, text: str, key: str, line: int, words: str
+) -> None:
+    error = mistake(tmp_path, text)
+    assert (error.key, error.line) == (key, line)
+    assert words in str(error)
+
+
+def test_a_policy_is_read(tmp_path: Path) -> None:
+    text = SCOPE + f"[access.nodes]\n{NODE_ID.upper()} = ['reader']\n[access]\ndefault = ['reader']"
+    access = load_config(write(tmp_path, text), {}).access
+    assert access.scopes["reader"].subscribe == ("a.>",)
+    assert (access.nodes, access.default) == ({NODE_ID: ("reader",)}, ("reader",))
+    scopes = {"BROKER_ACCESS_SCOPES": '{"one": {"call": ["x"]}}', "BROKER_ACCESS_DEFAULT": "one"}
+    assert load_config(None, scopes).access.scopes["one"].call == ("x",)
