@@ -1,4 +1,4 @@
-"""The Rust extension: one iroh endpoint, framed streams, a batch inbox, fan-out of shared buffers. This file is its manual.
+"""The Rust extension: an iroh endpoint, framed streams, a batch inbox, fan-out of shared buffers. This is its manual.
 
 It moves bytes and decides nothing: who may connect is a pair of sets given from Python, everything else is policy
 elsewhere. Network work happens in one tokio runtime; nothing here calls back into Python. A program either
@@ -34,8 +34,9 @@ FRAMES: Final[int]  # (FRAMES, conn: int, frames: list[bytes])  payloads without
 CLOSED: Final[int]  # (CLOSED, conn: int, code: int | None, reason: str, remote: bool)  last item of a connection
 # code: the application close code of whoever closed (remote: the peer); 0 also for a peer that finished its stream at a
 # frame border and said nothing for 1 s; None when the path died (reason "idle timeout") or the stream was reset.
-# Codes given here, each with a reason that names the fault: 1 going away, 16 empty frame, 17 frame too large, 18 frame cut
-# short, 32 not admitted, 33 banned, 36 second stream, 37 no stream or first frame in time (or too many silent peers), 39 frame too slow.
+# Codes given here, each with a reason that names the fault: 1 going away, 16 empty frame, 17 frame too large, 18 frame
+# cut short, 32 not admitted, 33 banned, 36 second stream, 37 no stream or first frame in time (or too many silent
+# peers), 39 frame too slow.
 DRAINED: Final[int]  # (DRAINED, conn: int)  a lane that refused a send has room again
 DIAL_FAILED: Final[int]  # (DIAL_FAILED, token: int, kind: str, code: int | None, message: str)
 DATAGRAM: Final[int]  # (DATAGRAM, conn: int, payload: bytes)
@@ -60,11 +61,11 @@ def start_thread() -> None:
     """Runs the runtime on a thread of its own; a second call does nothing."""
 
 def drive(fd: int, timeout: float | None) -> None:
-    """Runs the runtime on this thread until items arrive in an inbox (or a drain left some), ``fd`` (an epoll descriptor,
-    open for the whole call) is readable, a signal arrives, or ``timeout`` seconds have passed (None: no limit; 0 or less:
-    one turn). It may return early without any of these. Without the GIL. RuntimeError while another thread is in here.
-    An inbox that nobody drains ends one call, not every one. For signals it puts a descriptor of its own into
-    ``signal.set_wakeup_fd`` while nobody else's is there; a handler that raises, raises from here."""
+    """Runs the runtime on this thread until items arrive in an inbox (or a drain left some), ``fd`` (an epoll
+    descriptor, open for the whole call) is readable, a signal arrives, or ``timeout`` seconds have passed (None: no
+    limit; 0 or less: one turn). It may return early without any of these. Without the GIL. RuntimeError while another
+    thread is in here. An inbox that nobody drains ends one call, not every one. For signals it puts a descriptor
+    of its own into ``signal.set_wakeup_fd`` while nobody else's is there; a handler that raises, raises from here."""
 
 @final
 class ConnectionStats:
@@ -110,9 +111,9 @@ class Endpoint:
         allow set). ``*_queue_bytes`` bound each connection's lanes; ``inbox_bytes`` bounds what a connection may have
         read ahead of Python, then its reader stops and QUIC pushes back on the peer. ``open_timeout``: an accepted
         connection must bring its stream and the header of its first frame in time; before that it is unknown to Python.
-        ``frame_timeout``: a frame once begun must be whole in time (time in which this side did not read is not counted).
-        ``idle_timeout``: after which a peer that fell silent is dead; keep-alives go out every third of it, 5 s at most.
-        Measured with ``kill -9`` of the peer: noticed after idle_timeout while sending, up to 1.3 times that while idle.
+        ``frame_timeout``: a frame once begun must be whole in time (when this side did not read is not counted).
+        ``idle_timeout``: after which a peer that fell silent is dead; keep-alives go out every third of it, 5 s at
+        most. Measured with ``kill -9``: noticed after idle_timeout while sending, up to 1.3 times that while idle.
         A peer that starts again on the same port is noticed no sooner: iroh draws the key of its stateless resets anew
         in each process. Whoever needs to know sooner pings. Without ``accept`` every incoming connection is refused.
         Raises broker.errors.BindError (names the address), ValueError for malformed arguments."""
@@ -136,7 +137,7 @@ class Endpoint:
     def dial(
         self, token: int, node_id: str, addrs: Sequence[str], relay_urls: Sequence[str] = ..., timeout: float = 10.0
     ) -> None:
-        """Connects, opens the stream and reports OPENED with ``token``, or DIAL_FAILED: kind ``unreachable``, ``refused``
+        """Connects, opens the stream and reports OPENED with ``token``, or DIAL_FAILED: ``unreachable``, ``refused``
         (with the close code, if the peer gave one) or ``closed`` (this endpoint). The stream is opened at once, but the
         peer sees it only when something is sent. The dialler's handshake is done before the peer's, so a peer that
         does not admit us is usually OPENED first and then CLOSED with its code; DIAL_FAILED with it is possible.
@@ -144,8 +145,9 @@ class Endpoint:
 
     def send(self, conn: int, frames: bytes | Sequence[bytes], lane: int = ...) -> bool:
         """Queues one payload, or several in one go, all or none. False: the lane is full (DRAINED follows) or the
-        connection is gone (its CLOSED is in the inbox or was). ValueError for an empty payload or one above max_frame_bytes.
-        ``lane`` is CALLS unless given. A lane with nothing queued takes any single send within max_frame_bytes."""
+        connection is gone (its CLOSED is in the inbox or was). ValueError for an empty payload or one above
+        max_frame_bytes. ``lane`` is CALLS unless given. A lane with nothing queued takes any single send whose payloads
+        are within max_frame_bytes."""
 
     def send_datagram(self, conn: int, payload: bytes) -> None:
         """One QUIC datagram, no order, no repair. broker.errors.EventTooLarge names the path's limit (0: the peer takes
@@ -156,8 +158,8 @@ class Endpoint:
         """A new, empty set of this endpoint's connections for fan-out."""
 
     def close_connection(self, conn: int, code: int, reason: str) -> None:
-        """Ends one connection when the peer's QUIC has acknowledged what its CALLS lane held, or after 1 s. TOPICS is left
-        behind. Only the first close of a connection counts; unknown ids are ignored."""
+        """Ends one connection when the peer's QUIC has acknowledged what its CALLS lane held, or after 1 s. TOPICS is
+        left behind. Only the first close of a connection counts; unknown ids are ignored."""
 
     def count_only(self, conn: int) -> None:
         """From now on this connection's frames are counted (ConnectionStats.frames_received) and dropped: a native
@@ -176,8 +178,9 @@ class Endpoint:
 
     def counters(self) -> dict[str, int]:
         """Totals since bind: accepted, dialled, refused_not_admitted, refused_banned, bad_frames, stream_timeouts,
-        frame_timeouts, second_streams, frames_in, frames_out, bytes_in, bytes_out, wakeups, drained_items, lane_full, datagrams_in,
-        datagrams_out, datagrams_dropped, relay_bytes_in, relay_bytes_out, direct_bytes_in, direct_bytes_out."""
+        frame_timeouts, second_streams, frames_in, frames_out, bytes_in, bytes_out, wakeups, drained_items, lane_full,
+        datagrams_in, datagrams_out, datagrams_dropped, relay_bytes_in, relay_bytes_out, direct_bytes_in,
+        direct_bytes_out."""
 
     def close(self, timeout: float = 2.0) -> None:
         """Closes every connection (code 1, ``going away``) and the socket; waits up to ``timeout`` s for the peers to

@@ -28,7 +28,7 @@ FAST = SpokeOptions(backoff_first=0.01, backoff_most=0.05)
 @asynccontextmanager
 async def a_hub(**config: Any) -> AsyncIterator[Hub]:
     """Open to everybody, without HTTP, unless the config says otherwise."""
-    async with Hub(HubConfig(**({"open": True, "http": ""} | config))) as hub:
+    async with Hub(HubConfig.model_validate({"open": True, "http": ""} | config)) as hub:
         yield hub
 
 
@@ -148,13 +148,6 @@ class Peer:
         await self._until(lambda: self.ended is not None)
         assert self.ended is not None
         return self.ended
-
-    def stop_reading(self) -> None:
-        """What comes from now on stays where it is, until the hub feels it."""
-        self._detach()
-
-    def resume(self) -> None:
-        self._detach = attach(self.endpoint, self)
 
     def stop_reading(self) -> None:
         """What comes from now on stays where it is, until the hub feels it."""

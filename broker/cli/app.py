@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from broker.cli import bench, call, check, demo, hub, key, ls, pub, serve, sub
+from broker.cli import admit, bench, call, check, demo, hub, key, ls, pub, serve, sub
 from broker.cli.output import error_lines
 from broker.cli.running import INTERRUPTED
 from broker.errors import BrokerError, CallError, CallTimeout, Refused
@@ -66,6 +66,10 @@ for command, panel in (
     (pub.pub, "Use"),
     (sub.sub, "Use"),
     (ls.ls, "Use"),
+    (admit.invite, "Administer"),
+    (admit.ban, "Administer"),
+    (admit.unban, "Administer"),
+    (admit.kick, "Administer"),
     (bench.bench, "Tools"),
     (check.check, "Tools"),
 ):
@@ -85,9 +89,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """The error itself, where a task group has wrapped it."""
+    """The error itself, where a task group has wrapped it, or typer has made an exit of a broken pipe."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+        return error.__context__
     return error
 
 

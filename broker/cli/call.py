@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Annotated, Any, cast
 
 import typer
+from rich.text import Text
 
 from broker.cli.options import (
     Common,
@@ -111,7 +112,7 @@ async def _roll_call(common: Common, ticket: str, operation: str, value: Any, se
     }
     await writer.text(table(operation, columns, rows))
     names = ", ".join(one.name or one.node_id[:10] for one in result.missing)
-    await writer.text(f"missing after {seconds:g} s: {names or 'nobody'}")
+    await writer.text(Text(f"missing after {seconds:g} s: {names or 'nobody'}"))
     return 0
 
 

@@ -34,6 +34,7 @@ MAX_OUTPUT_BYTES: Final = 1_000_000
 STDERR_TAIL_BYTES: Final = 2_000
 """The end of stderr is where programs say why they failed."""
 READ_BYTES: Final = 65_536
+REAP_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,43 +65,40 @@ class Command:
 
     async def once(self, input: Any, call: Call) -> Any:
         """The handler of a query: the whole of stdout is one JSON value."""
-        async with self._process() as process:
-            stdout, stderr, _ = await asyncio.gather(
-                self._bounded(process), _tail(process), _feed(process, orjson.dumps(input))
-            )
-            self._check(await process.wait(), stderr)
+        async with self._process(input) as (process, stderr):
+            stdout = await self._bounded(process)
+            self._check(await process.wait(), await stderr)
         return self._value(stdout)
 
     async def items(self, input: Any, call: Call) -> AsyncIterator[Any]:
         """The handler of a subscription: each line of stdout is an item."""
-        async with self._process() as process:
-            feeding = asyncio.create_task(_feed(process, orjson.dumps(input)))
-            tail = asyncio.create_task(_tail(process))
-            try:
-                assert process.stdout is not None
-                async for line in _lines(self.operation, process.stdout):
-                    if line.strip():
-                        yield self._value(line)
-                self._check(await process.wait(), await tail)
-            finally:
-                feeding.cancel()
-                tail.cancel()
+        async with self._process(input) as (process, stderr):
+            assert process.stdout is not None
+            async for line in _lines(self.operation, process.stdout):
+                if line.strip():
+                    yield self._value(line)
+            self._check(await process.wait(), await stderr)
 
     @asynccontextmanager
-    async def _process(self) -> AsyncIterator[Process]:
+    async def _process(self, input: Any) -> AsyncIterator[tuple[Process, asyncio.Task[bytes]]]:
+        """The process, which has its input, and the end of its stderr when there is one."""
         try:
             process = await asyncio.create_subprocess_exec(
                 *self.argv, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
             )
         except OSError as error:
             raise ExecutionFailed(f"{self.argv[0]} cannot be started: {error.strerror}") from None
+        feeding = asyncio.create_task(_feed(process, orjson.dumps(input)))
+        stderr = asyncio.create_task(_tail(process))
         try:
-            yield process
+            yield process, stderr
         finally:
             # Also after a good end: what it left running in its group would outlive every call.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
-            await asyncio.shield(process.wait())
+            feeding.cancel()
+            stderr.cancel()
+            await asyncio.shield(_reap(process, feeding, stderr))
 
     async def _bounded(self, process: Process) -> bytes:
         assert process.stdout is not None
@@ -147,6 +145,17 @@ def _offer(spoke: Spoke, command: Command, kind: Any) -> None:
         spoke.offer(command.operation, handler, kind=kind, description=f"runs {shlex.join(command.argv)}")
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+async def _reap(process: Process, *helpers: asyncio.Task[Any]) -> None:
+    """Waits for a killed process. asyncio says that it ended only when its pipes have, so they are read out."""
+    await asyncio.gather(*helpers, return_exceptions=True)
+    with contextlib.suppress(TimeoutError):  # a child of a group of its own may hold a pipe for as long as it likes
+        async with asyncio.timeout(REAP_SECONDS):
+            for stream in (process.stdout, process.stderr):
+                while stream is not None and await stream.read(READ_BYTES):
+                    pass
+            await process.wait()
 
 
 async def _feed(process: Process, content: bytes) -> None:

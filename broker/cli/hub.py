@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from broker.cli.options import Json, LogFormatOption, LogLevelOption, read_ticket
 from broker.cli.output import LineWriter, note, start_logging
@@ -125,7 +126,7 @@ async def _announce(hub: Hub, writer: LineWriter, json: bool) -> None:
         await writer.write(f"{hub.ticket}\n".encode())
         return
     file = hub.config.ticket_file
-    ticket = f"@{file}" if file else hub.ticket
+    ticket = escape(f"@{file}") if file else hub.ticket
     lines = [
         "[bold green]The hub accepts connections.[/]",
         "",

@@ -93,7 +93,8 @@ async def _parsed(lines: list[bytes], name: str, before: int) -> AsyncIterator[l
             if line and not line.isspace():
                 values.append(orjson.loads(line))
         except orjson.JSONDecodeError as error:
-            yield values
+            if values:
+                yield values
             raise UsageError(f"{name}:{number}: not JSON: {error}\nthe lines before it are published") from None
     if values:
         yield values

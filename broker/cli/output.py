@@ -63,7 +63,7 @@ class LineWriter:
 
     async def text(self, value: Any, *, wrap: bool = True) -> None:
         """Something of rich's, with colours on a terminal. ``wrap=False`` leaves whole what is there to be copied."""
-        console = Console()
+        console = Console(highlight=False)
         with console.capture() as capture:
             console.print(value, soft_wrap=not wrap)
         await self.write(capture.get().encode())

@@ -1,8 +1,8 @@
 """A hub's life: identity, endpoint, HTTP port, dials, and an orderly end. What it does meanwhile is router.py.
 
-    async with Hub(HubConfig(open=True)) as hub:
-        print(hub.ticket)
-        await hub.serve_forever()
+async with Hub(HubConfig(open=True)) as hub:
+    print(hub.ticket)
+    await hub.serve_forever()
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Hub:
         router = self._router = Router(endpoint, config, metrics, admission)
         administer(HubOperations(router), router, self._ticket)
         if self._restarted:
-            router.topics.expect(RETURN_TIME)
+            router.topics.places.expect(RETURN_TIME)
         router.bind_loop(asyncio.get_running_loop())
         router.on_dialled = self._dialled
         self._stack.callback(router.stop)
@@ -260,11 +260,11 @@ class Hub:
             calls_in_flight=len(router.calls),
             queue_depth=depth,
             queue_bytes=queued,
-            slow_consumers=topics.lagging,
+            slow_consumers=topics.readers.lagging,
             topics=len(topics.channels),
             patterns=len(topics.subscriptions),
             ring_events=sum(len(channel.ring) for channel in topics.channels.values()),
-            ring_bytes=topics.bytes,
+            ring_bytes=topics.ring_bytes,
             stray_answers=router.calls.stray,
             endpoint=router.endpoint.counters(),
         )

@@ -97,7 +97,7 @@ class HubOperations:
                     "queued_bytes": stats.queued_bytes if stats else 0,
                     "dropped": session.dropped,
                     "slow": session.slow,
-                    "lagging": self._router.topics.lag_of(session.peer),
+                    "lagging": self._router.topics.readers.lag_of(session.peer),
                     "operations": len(session.registration.operations),
                 }
             )

@@ -189,7 +189,7 @@ class Router:
     def drained(self, conn: int) -> None:
         if (held := self._held.pop(conn, None)) is not None and not self.endpoint.send(conn, held, ext.CALLS):
             self._held[conn] = held
-        self.topics.drained(conn)
+        self.topics.readers.drained(conn)
 
     def dial_failed(self, token: int, kind: str, code: int | None, message: str) -> None:
         self.on_dialled(token, f"{kind}: {message}")
@@ -227,9 +227,7 @@ class Router:
             self.metrics.protocol_error(_reason(code))
         self.endpoint.close_connection(peer, code, reason)
 
-    def complain(
-        self, peer: int, code: str, message: str, about: str | None, action: Action | None = None
-    ) -> None:
+    def complain(self, peer: int, code: str, message: str, about: str | None, action: Action | None = None) -> None:
         """A hub.error: something is wrong, and the connection goes on. ``action``: what the peer wanted to do with what
         it is about, which may be the name of a topic and of an operation."""
         self.metrics.protocol_error(code.lower())
@@ -354,20 +352,29 @@ class Router:
 
     def _on_subscribe(self, session: Session, detail: Any) -> None:
         patterns = _patterns(detail, "__subscribe")
-        policy, patience, since = detail.get("policy", "block"), detail.get("patience", self.patience), detail.get("since")
+        policy, patience, since = (
+            detail.get("policy", "block"),
+            detail.get("patience", self.patience),
+            detail.get("since"),
+        )
         if policy not in POLICIES or type(patience) not in (int, float) or not 0 <= patience <= MAX_PATIENCE:
             self.complain(
-                session.peer, "BAD_PATTERN", f"policy is one of {', '.join(POLICIES)}; patience is 0 to {MAX_PATIENCE:g} s", patterns[0]
+                session.peer,
+                "BAD_PATTERN",
+                f"policy is one of {', '.join(POLICIES)}; patience is 0 to {MAX_PATIENCE:g} s",
+                patterns[0],
             )
             return
         since, tag = parse_since(since), detail.get("tag")
         if tag is not None and not (isinstance(tag, str) and len(tag) <= MAX_TAG):
-            raise FrameError(f"__subscribe: tag is not a string of at most {MAX_TAG} characters", close_code=CloseCode.BAD_MESSAGE)
+            raise FrameError(
+                f"__subscribe: tag is not a string of at most {MAX_TAG} characters", close_code=CloseCode.BAD_MESSAGE
+            )
         options = SubscribeOptions(policy=policy, patience=float(patience))
         patterns = self._subscribable(session, patterns)
         for pattern, error in self.topics.subscribe(session.peer, patterns, options, since, tag):
             self.complain(session.peer, error.code, str(error), pattern)
-        self.topics.came_back(session.node_id)
+        self.topics.places.came_back(session.node_id)
 
     def _subscribable(self, session: Session, patterns: list[str]) -> list[str]:
         """Those that it may subscribe to; it is told of the others."""
@@ -390,19 +397,27 @@ class Router:
 
     def _on_repair(self, session: Session, detail: Any) -> None:
         match detail:
-            case {"topic": str(topic), "author": str(author), "epoch": str(epoch), "from": int(first), "to": int(last)} if (
-                0 < first <= last
-            ):
+            case {
+                "topic": str(topic),
+                "author": str(author),
+                "epoch": str(epoch),
+                "from": int(first),
+                "to": int(last),
+            } if 0 < first <= last:
                 if not session.grant.may("subscribe", topic):
                     self._deny(session, "subscribe", topic)
                     return
-                self.topics.repair(session.peer, topic, author, epoch, first, last)
+                self.topics.readers.repair(session.peer, topic, author, epoch, first, last)
             case _:
-                raise FrameError("topic.repair needs topic, author, epoch, from and to", close_code=CloseCode.BAD_MESSAGE)
+                raise FrameError(
+                    "topic.repair needs topic, author, epoch, from and to", close_code=CloseCode.BAD_MESSAGE
+                )
 
     def _on_head(self, session: Session, detail: Any) -> None:
         match detail:
-            case {"topic": str(topic), "epoch": str(epoch), "seq": int(seq)} if 0 <= seq <= MAX_SEQ and _is_epoch(epoch):
+            case {"topic": str(topic), "epoch": str(epoch), "seq": int(seq)} if 0 <= seq <= MAX_SEQ and _is_epoch(
+                epoch
+            ):
                 acked = detail.get("acked")
                 # What is passed on must be right: a subscriber ends a connection that tells it nonsense.
                 acked = acked if type(acked) is int and 0 <= acked <= seq else seq
@@ -565,7 +580,9 @@ def _patterns(detail: Any, what: str) -> list[str]:
     if not isinstance(topics, list) or not topics or not all(isinstance(topic, str) for topic in topics):
         raise FrameError(f"{what} needs topics, a list of strings", close_code=CloseCode.BAD_MESSAGE)
     if len(topics) > MAX_PATTERNS_A_MESSAGE:
-        raise FrameError(f"{what}: more than {MAX_PATTERNS_A_MESSAGE} topics in one message", close_code=CloseCode.LIMIT)
+        raise FrameError(
+            f"{what}: more than {MAX_PATTERNS_A_MESSAGE} topics in one message", close_code=CloseCode.LIMIT
+        )
     return topics
 
 

@@ -259,6 +259,15 @@ class Sequences(Generic[T]):
             tracker.drop(seq)
             self._note(key, tracker)
 
+    def left_out(self, topic: str, author: str, epoch: str, seq: int, now: float) -> None:
+        """An event came for which there is no room here: a hole, to be had again. Not to be passed over in silence: of
+        an author not heard of before, the next event would begin the sequence."""
+        _check(seq, 1)
+        key = (topic, author, epoch)
+        tracker = self._trackers.get(key) or self._first(key, seq, now)
+        tracker.refuse(seq, now)
+        self._note(key, tracker)
+
     # -- connection and time
 
     def resumed(self, now: float) -> None:

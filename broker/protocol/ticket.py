@@ -134,13 +134,13 @@ def _fault(node_id: object, addrs: object, relays: object, secret: object) -> st
         return "its NodeId is not 64 hex digits"
     for name, value, most in (("addrs", addrs, MAX_ADDRS), ("relays", relays, MAX_RELAYS)):
         if not isinstance(value, (list, tuple)) or not all(_is_text(one) for one in value):
-            return f"its {name} are not a list of strings of 1 to {MAX_TEXT} characters"
+            return f"its {name} are not a list of strings of 1 to {MAX_TEXT} printable characters"
         if len(value) > most:
             return f"it has {len(value)} {name}, at most {most} go"
     if secret is not None and not _is_text(secret):
-        return f"its secret is not a string of 1 to {MAX_TEXT} characters"
+        return f"its secret is not a string of 1 to {MAX_TEXT} printable characters"
     return None
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= MAX_TEXT
+    return isinstance(value, str) and 0 < len(value) <= MAX_TEXT and value.isprintable()

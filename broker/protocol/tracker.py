@@ -156,6 +156,13 @@ class Tracker:
             self.top = seq
         self.beyond = max(self.beyond, seq)
 
+    def refuse(self, seq: int, now: float) -> None:
+        """It came and found no room. So it can be had, and questions for it were not in vain."""
+        self.announce(seq, now, now + PATIENT)
+        if (place := self._hole_of(seq)) is not None:
+            hole = self.holes[place]
+            hole.asks, hole.due = min(hole.asks, 1), now + PATIENT
+
     def lose(self, a: int, b: int, now: float) -> list[Any]:
         """Nobody has ``a..b`` any more. What of it was received, stays received. Returns items that can go now."""
         a = max(a, self.next)

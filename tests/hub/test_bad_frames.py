@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import iroh
 import pytest
@@ -167,7 +168,9 @@ async def test_a_bad_type_is_complained_about_and_the_connection_goes_on(type: s
 
 async def test_options_of_a_subscribe_that_cannot_be_are_complained_about() -> None:
     async with a_hub() as hub, a_peer(hub.ticket) as peer:
-        for options in ({"policy": "hope"}, {"policy": []}, {"patience": -1}, {"patience": 61}, {"patience": True}):
+        wrong: list[dict[str, Any]] = [{"policy": "hope"}, {"policy": []}]
+        wrong += [{"patience": -1}, {"patience": 61}, {"patience": True}]
+        for options in wrong:
             peer.say("__subscribe", {"topics": ["a" * 100_000], **options})
             assert await peer.hears("hub.error", code="BAD_PATTERN")
         for pattern in ("a.>.b", ">.a", "a..b", "", "**"):

@@ -1,0 +1,91 @@
+"""One concrete topic in the hub: its ring, its group and what is between them. Values only; fan_out.py, readers.py and
+topics.py change them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from broker import _gossip_ext as ext
+from broker.hub.metrics import TopicCounters
+from broker.protocol.codec import encode
+from broker.protocol.ring import MAX_AUTHORS, Ring
+
+__all__ = ["Channel", "head_of", "lost_frame"]
+
+
+class Channel:
+    """One concrete topic."""
+
+    __slots__ = (
+        "accounted",
+        "announced",
+        "authors",
+        "counters",
+        "group",
+        "leftover",
+        "paused",
+        "pending",
+        "published",
+        "ring",
+        "topic",
+        "unacked",
+    )
+
+    def __init__(self, topic: str, ring: Ring, group: ext.Group, counters: TopicCounters) -> None:
+        self.topic, self.ring, self.group, self.counters = topic, ring, group, counters
+        self.accounted = 0
+        """Bytes of the ring that the hub's total has."""
+        self.published = 0
+        self.unacked = 0
+        """Events since the last acknowledgements."""
+        self.pending: list[bytes] = []
+        """Appended to the ring and not yet fanned out."""
+        self.leftover: dict[int, list[bytes]] = {}
+        """Readers, and what was read for each that its queue did not take: one feed at most."""
+        self.paused: set[int] = set()
+        self.authors: dict[tuple[str, str], int] = {}
+        """(author, epoch) -> the peer that last published under it: where acknowledgements go."""
+        self.announced: dict[tuple[str, str], tuple[int, int]] = {}
+        """(author, epoch) -> (acked, newest) of authors that came back and have not sent it all again."""
+
+    def remember_author(self, key: tuple[str, str], peer: int) -> None:
+        """Where this author's acknowledgements go."""
+        if len(self.authors) >= MAX_AUTHORS and key not in self.authors:
+            self.authors.pop(next(iter(self.authors)))
+        self.authors[key] = peer
+
+    def announcement(self, key: tuple[str, str]) -> list[bytes]:
+        """What is to come of an author. Of one that the hub knows nothing of, subscribers that do not know it either begin
+        after what was acknowledged to it; of any other they have a baseline."""
+        acked, seq = self.announced[key]
+        heads = [head_of(self.topic, *key, seq)]
+        if not self.ring.newest(*key):
+            heads.insert(0, head_of(self.topic, *key, acked, baseline=True))
+        return [encode("topic.head", head) for head in heads]
+
+    def announcements(self) -> list[bytes]:
+        """All that is still to come."""
+        ring = self.ring
+        for key in [key for key, (_, seq) in self.announced.items() if ring.newest(*key) >= seq]:
+            del self.announced[key]
+        return [frame for key in self.announced for frame in self.announcement(key)]
+
+    def heads(self, *, baseline: bool) -> list[tuple[str, str, int]]:
+        """How far each author is, as far as the hub knows or has been told. A baseline leaves out what is still to come."""
+        heads = {(author, epoch): seq for author, epoch, seq in self.ring.heads()}
+        for key, (acked, seq) in self.announced.items():
+            heads[key] = max(heads.get(key, 0), acked if baseline else seq)
+        return [(*key, seq) for key, seq in heads.items()]
+
+
+def head_of(
+    topic: str, author: str, epoch: str, seq: int, *, baseline: bool = False, tag: str | None = None
+) -> dict[str, Any]:
+    """The detail of ``topic.head``."""
+    head = {"topic": topic, "author": author, "epoch": epoch, "seq": seq, "baseline": baseline}
+    return head if tag is None else {**head, "tag": tag}
+
+
+def lost_frame(topic: str, author: str, epoch: str, first: int, last: int) -> bytes:
+    """A ``topic.lost`` to be sent in order with the events."""
+    return encode("topic.lost", {"topic": topic, "author": author, "epoch": epoch, "from": first, "to": last})

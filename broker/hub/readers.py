@@ -1,0 +1,210 @@
+"""Readers: subscribers that are behind, fed from a topic's ring as their queues drain.
+
+Resume, repair, late joiners and slow consumers are all readers. One that has caught up joins its topic's group again. Not here:
+what may be overwritten while they read (protocol/ring.py), and who subscribes to what (topics.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from broker import _gossip_ext as ext
+from broker.hub.channel import Channel, lost_frame
+from broker.hub.fan_out import FanOut
+from broker.protocol.routing import Subscriptions
+
+__all__ = ["Readers"]
+
+FEED_EVENTS, FEED_BYTES = 512, 262_144
+"""What a reader is fed at a time: a quarter of a connection's lane, so that the feeds of several topics fit in it."""
+
+MAX_REPAIRS_WAITING = 256
+"""Repairs of one peer that wait for room in its queue."""
+
+LOST_FRAME = b'{"type":"topic.lost"'
+
+
+class Readers:
+    """All readers of a hub."""
+
+    def __init__(
+        self,
+        endpoint: ext.Endpoint,
+        fan_out: FanOut,
+        subscriptions: Subscriptions,
+        *,
+        dropped: Callable[[int, int], None],
+        slow: Callable[[int], None],
+        queue: Callable[[int, bytes], None],
+    ) -> None:
+        self._endpoint, self._fan_out, self._subscriptions = endpoint, fan_out, subscriptions
+        self._dropped, self._slow, self._queue = dropped, slow, queue
+        fan_out.on_refused = self.fell_behind
+        self._hungry: dict[int, set[str]] = {}
+        """Topics that have something for a peer."""
+        self._repairs: dict[int, deque[tuple[str, str, str, int, int]]] = {}
+        """Repairs that a peer asked for and whose answer its queue did not take yet."""
+        self.channels: set[Channel] = set()
+        """Those that have readers: the ones to look after as time passes."""
+
+    def fell_behind(self, channel: Channel, peers: Sequence[int], index: int) -> None:
+        """Members whose queue was full become readers, from the first event that they did not get."""
+        now = time.monotonic()
+        options = self._subscriptions.match(channel.topic)
+        for peer in peers:
+            if peer in options:
+                self._slow(peer)
+                channel.ring.lag(peer, index, options[peer], now)
+                self.add(channel, peer)
+                self._hungry.setdefault(peer, set()).add(channel.topic)
+
+    def drained(self, peer: int) -> None:
+        """A connection has room again: its repairs are answered and its readers fed."""
+        for repair in self._repairs.pop(peer, ()):
+            self.repair(peer, *repair)
+        for topic in list(self._hungry.get(peer, ())):
+            channel = self._fan_out.channels.get(topic)
+            if channel is None or not self.feed(channel, peer):
+                self._hungry[peer].discard(topic)
+            elif channel.leftover.get(peer):
+                return  # its queue is full again
+
+    def feed_all(self, channel: Channel) -> None:
+        for peer in list(channel.leftover):
+            if not channel.leftover.get(peer) and peer not in channel.paused:
+                self.feed(channel, peer)
+
+    def feed(self, channel: Channel, peer: int) -> bool:
+        """Hands a reader what it has not read, until its queue is full or it has caught up. False: no reader any more."""
+        if peer in channel.paused or peer not in channel.leftover:
+            return peer in channel.leftover
+        self._fan_out.flush(channel)
+        ring, now = channel.ring, time.monotonic()
+        while peer in channel.leftover:
+            frames = channel.leftover[peer]
+            if frames:
+                channel.leftover[peer] = []
+                caught_up = False
+            else:
+                batch = ring.read(peer, FEED_EVENTS, FEED_BYTES, now)
+                frames, caught_up = self._lost_frames(channel, peer, batch.lost) + batch.frames, batch.caught_up
+            if frames and not self._endpoint.send(peer, frames, ext.TOPICS):
+                channel.leftover[peer] = frames
+                self._hungry.setdefault(peer, set()).add(channel.topic)
+                break
+            self._count_read(channel, frames)
+            if caught_up:
+                self.rejoin(channel, peer)
+            elif not frames:
+                break  # the ring has nothing for it now
+        self._fan_out.released(channel)
+        return peer in channel.leftover
+
+    def _count_read(self, channel: Channel, frames: list[bytes]) -> None:
+        events = sum(not frame.startswith(LOST_FRAME) for frame in frames)
+        channel.counters.delivered += events
+        channel.counters.repaired += events
+
+    def add(self, channel: Channel, peer: int) -> None:
+        channel.leftover.setdefault(peer, [])
+        self.channels.add(channel)
+
+    def end(self, channel: Channel, peer: int) -> None:
+        channel.ring.forget(peer)
+        channel.paused.discard(peer)
+        channel.leftover.pop(peer, None)
+        if not channel.ring.readers:
+            self.channels.discard(channel)
+
+    def rejoin(self, channel: Channel, peer: int) -> None:
+        self.end(channel, peer)
+        channel.group.add(peer)
+        if channel.announced and (frames := channel.announcements()):
+            self.tell_ahead(peer, frames)
+        if (topics := self._hungry.get(peer)) is not None:
+            topics.discard(channel.topic)
+
+    def _lost_frames(self, channel: Channel, peer: int, ranges: Sequence[tuple[str, str, int, int]]) -> list[bytes]:
+        """What names to a reader the ranges that it will not get. They travel in order with the events."""
+        frames = []
+        for author, epoch, first, last in ranges:
+            count = last - first + 1
+            channel.counters.lost += count
+            self._dropped(peer, count)
+            frames.append(lost_frame(channel.topic, author, epoch, first, last))
+        return frames
+
+    def _tell(self, peer: int, frames: list[bytes]) -> bool:
+        """Sends in order with the events."""
+        return not frames or self._endpoint.send(peer, frames, ext.TOPICS)
+
+    def tell_ahead(self, peer: int, frames: list[bytes]) -> None:
+        """Sends heads: in order with the events, or when its queue of events is full, ahead of them."""
+        if not self._tell(peer, frames):
+            for frame in frames:
+                self._queue(peer, frame)
+
+    def pause(self, channel: Channel, peer: int) -> None:
+        channel.group.remove(peer)
+        channel.ring.pause(peer)
+        channel.paused.add(peer)
+        self.add(channel, peer)
+
+    def leave(self, channel: Channel, peer: int) -> None:
+        channel.group.remove(peer)
+        self.end(channel, peer)
+
+    def repair(self, peer: int, topic: str, author: str, epoch: str, first: int, last: int) -> None:
+        """A hole that a subscriber saw: what is in the ring is sent, the rest is named lost."""
+        channel = self._fan_out.channels.get(topic)
+        if channel is None:
+            return  # its author may yet come back and refill; the subscriber asks again, and gives up in the end
+        self._fan_out.flush(channel)
+        while first <= last:
+            frames, missing = self._span(channel, author, epoch, first, last)
+            if not frames and not missing:
+                return
+            gone = [lost_frame(topic, author, epoch, a, b) for a, b in missing]
+            if not self._tell(peer, [*frames, *gone]):
+                # Its queue is full: answered when it has room. What overflows here is asked for again.
+                waiting = self._repairs.setdefault(peer, deque(maxlen=MAX_REPAIRS_WAITING))
+                waiting.append((topic, author, epoch, first, last))
+                return
+            self._count_read(channel, frames)
+            lost = sum(b - a + 1 for a, b in missing)
+            channel.counters.lost += lost
+            self._dropped(peer, lost)
+            first += len(frames) + lost
+
+    def _span(
+        self, channel: Channel, author: str, epoch: str, first: int, last: int
+    ) -> tuple[list[bytes], list[tuple[int, int]]]:
+        """What can be answered at a time."""
+        frames, missing = channel.ring.range(author, epoch, first, last, FEED_EVENTS)
+        size = 0
+        for fit, frame in enumerate(frames):
+            size += len(frame)
+            if size > FEED_BYTES and fit:
+                frames, missing = channel.ring.range(author, epoch, first, last, fit)
+                break
+        return frames, missing
+
+    def gone(self, peer: int) -> None:
+        """A connection ended; the extension has taken it out of its groups already."""
+        self._hungry.pop(peer, None)
+        self._repairs.pop(peer, None)
+        for channel in list(self.channels):
+            if peer in channel.leftover:
+                self.leave(channel, peer)
+                self._fan_out.released(channel)
+
+    @property
+    def lagging(self) -> int:
+        """Subscribers that are read from a ring now, counted once a topic."""
+        return sum(len(channel.leftover) for channel in self.channels)
+
+    def lag_of(self, peer: int) -> int:
+        """Topics of which this peer is read from the ring now."""
+        return sum(peer in channel.leftover for channel in self.channels)

@@ -1,0 +1,423 @@
+"""Topics through a hub: who gets what, from when on, in which order, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from broker import Event, SpokeOptions
+from broker.errors import CallTimeout, Closed, SlowConsumer, TopicError
+from broker.spoke import Subscription
+from tests.rig import FAST, PATIENCE, Numbers, a_hub, a_peer, cut, spokes, until
+
+
+async def take(events: Subscription, count: int) -> list[Event]:
+    async with asyncio.timeout(PATIENCE):
+        return [await anext(events) for _ in range(count)]
+
+
+def details(events: list[Event]) -> list[Any]:
+    return [event.detail for event in events]
+
+
+async def test_wildcards_choose_and_two_subscriptions_each_get_one_copy() -> None:
+    async with (
+        a_hub() as hub,
+        spokes(hub.ticket, "pub", "sub") as (pub, sub),
+        sub.subscribe("orders.*") as star,
+        sub.subscribe("orders.>") as rest,
+        sub.subscribe("orders.new", "orders.new", "*.new") as both,
+        sub.subscribe("other") as other,
+    ):
+        await sub.call("hub.topics")
+        for topic in ("orders.new", "orders.old", "orders.new.eu", "other"):
+            await pub.publish(topic, topic)
+        assert details(await take(star, 2)) == ["orders.new", "orders.old"]
+        assert sorted(details(await take(rest, 3))) == ["orders.new", "orders.new.eu", "orders.old"]
+        assert details(await take(both, 1)) == ["orders.new"]
+        assert details(await take(other, 1)) == ["other"]
+        await pub.flush()
+        await sub.call("hub.topics")
+        assert [one.queued for one in (star, rest, both, other)] == [0, 0, 0, 0]
+        assert {one.verdict for one in (star, rest, both, other)} == {"complete"}
+        numbers = Numbers(hub)
+        assert numbers("events_published_total") == 4
+        assert numbers("events_delivered_total") == 4, "one copy a connection"
+
+
+async def test_unsubscribing_is_counted_by_reference() -> None:
+    async with a_hub() as hub, spokes(hub.ticket, "pub", "sub") as (pub, sub):
+        async with sub.subscribe("a") as staying:
+            async with sub.subscribe("a") as leaving:
+                await sub.call("hub.topics")
+                assert hub.router.topics.subscriptions.rows() == [("a", 1)]
+                await pub.publish("a", 1)
+                assert details(await take(leaving, 1) + await take(staying, 1)) == [1, 1]
+            await pub.publish("a", 2)
+            assert details(await take(staying, 1)) == [2]
+            assert hub.router.topics.subscriptions.rows() == [("a", 1)]
+        await until(lambda: not hub.router.topics.subscriptions.rows())
+        await pub.publish("a", 3)
+        await pub.flush()
+        assert Numbers(hub)("events_delivered_total") == 2
+        assert leaving.verdict == "complete"
+
+
+async def test_since_now_start_and_a_number() -> None:
+    async with a_hub() as hub, spokes(hub.ticket, "pub", "sub") as (pub, sub):
+        for number in range(1, 11):
+            await pub.publish("a", number)
+        await pub.flush()
+        async with (
+            sub.subscribe("a") as now,
+            sub.subscribe("a", since="start") as start,
+            sub.subscribe("a", since=8) as eighth,
+            sub.subscribe("a", since=100) as later,
+        ):
+            assert details(await take(start, 10)) == list(range(1, 11))
+            assert details(await take(eighth, 3)) == [8, 9, 10]
+            for number in range(11, 103):
+                await pub.publish("a", number)
+            assert details(await take(now, 92)) == list(range(11, 103))
+            assert details(await take(start, 92)) == list(range(11, 103))
+            assert details(await take(eighth, 92)) == list(range(11, 103))
+            assert details(await take(later, 3)) == [100, 101, 102]
+            for one in (now, start, eighth, later):
+                assert one.verdict == "complete"
+                assert one.queued == 0
+
+
+async def test_a_late_joiner_is_told_what_has_left_the_ring() -> None:
+    async with a_hub(topics={"ring_events": 100}) as hub, spokes(hub.ticket, "pub", "sub") as (pub, sub):
+        for number in range(1, 301):
+            await pub.publish("a", number)
+        await pub.flush()
+        async with sub.subscribe("a", since="start") as events:
+            assert details(await take(events, 100)) == list(range(201, 301))
+            assert events.verdict == "lost([1, 200])"
+            (verdict,) = events.verdicts
+            assert verdict.received + 200 == 300
+            assert Numbers(hub)("events_lost_total", topic="a") == 200
+
+
+async def test_order_is_kept_per_author_whoever_publishes_at_once() -> None:
+    async with a_hub() as hub, spokes(hub.ticket, "sub", "x", "y", "z") as (sub, *authors):
+        async with sub.subscribe("a") as events:
+            await sub.call("hub.topics")
+
+            async def publish(author: Any) -> None:
+                for number in range(500):
+                    place = await author.publish("a", number)
+                    assert place.seq == number + 1
+
+            await asyncio.gather(*map(publish, authors))
+            got: dict[str, list[int]] = {}
+            for event in await take(events, 1_500):
+                got.setdefault(event.author, []).append(event.detail)
+            assert got == {author.node_id: list(range(500)) for author in authors}
+            assert events.verdict == "complete"
+
+
+async def test_names_against_the_rules_never_leave_the_spoke() -> None:
+    async with a_hub() as hub, spokes(hub.ticket, "s") as (spoke,):
+        for topic in ("a.*", "a.>", "hub.spokes", "call.requested", "__x", "a..b", "", "x" * 256):
+            with pytest.raises(TopicError):
+                await spoke.publish(topic, 1)
+        for pattern in ("a.>.b", "hub.>", "__*", "", "a b"):
+            with pytest.raises(TopicError):
+                async with spoke.subscribe(pattern):
+                    pass
+        assert Numbers(hub)("protocol_errors_total") == 0
+
+
+async def test_a_false_author_is_overwritten_and_who_sends_no_meta_is_numbered() -> None:
+    async with (
+        a_hub() as hub,
+        spokes(hub.ticket, "sub", "honest") as (sub, honest),
+        a_peer(hub.ticket) as liar,
+        sub.subscribe("a") as events,
+    ):
+        await sub.call("hub.topics")
+        place = await honest.publish("a", "honest")
+        (true,) = await take(events, 1)
+        forged = {"author": honest.node_id, "epoch": place.epoch, "seq": 2, "id": "kept"}
+        liar.say("a", "lie", meta=forged)
+        liar.say("a", "plain")
+        odd: list[Any] = [{"seq": -1}, {"author": liar.endpoint.node_id}, [], {"epoch": 5, "seq": 2**60}]
+        for meta in odd:
+            liar.say("a", "odd", meta=meta)
+        lies = await take(events, 6)
+        assert true.author == honest.node_id
+        assert {event.author for event in lies} == {liar.endpoint.node_id}
+        assert [event.meta["seq"] for event in lies] == [1, 2, 3, 4, 5, 6]
+        assert len({event.meta["epoch"] for event in lies}) == 1
+        assert lies[0].meta["id"] == "kept"
+        await honest.publish("a", "again")
+        assert details(await take(events, 1)) == ["again"]
+        assert events.verdict == "complete"
+
+
+async def test_duplicates_are_dropped_and_counted() -> None:
+    async with a_hub() as hub, spokes(hub.ticket, "sub") as (sub,), a_peer(hub.ticket) as peer:
+        async with sub.subscribe("a") as events:
+            await sub.call("hub.topics")
+            for seq in (1, 2, 2, 1, 3, 3):
+                meta = {"author": peer.endpoint.node_id, "epoch": "0123456789abcdef", "seq": seq}
+                peer.say("a", seq, meta=meta)
+            assert details(await take(events, 3)) == [1, 2, 3]
+            numbers = Numbers(hub)
+            assert numbers("events_duplicates_total", topic="a") == 3
+            assert numbers("events_published_total", topic="a") == 3
+            assert (await peer.hears("topic.ack", topic="a"))["seq"] == 3
+
+
+async def test_an_author_that_skips_numbers_is_seen_through() -> None:
+    async with a_hub() as hub, spokes(hub.ticket, "sub") as (sub,), a_peer(hub.ticket) as peer:
+        async with sub.subscribe("a") as events:
+            await sub.call("hub.topics")
+            for seq in (1, 2, 5):
+                meta = {"author": peer.endpoint.node_id, "epoch": "0123456789abcdef", "seq": seq}
+                peer.say("a", seq, meta=meta)
+            assert details(await take(events, 3)) == [1, 2, 5]
+            assert events.verdict == "lost([3, 4])"
+
+
+async def test_nonsense_in_an_announcement_ends_nobody_elses_connection() -> None:
+    async with a_hub() as hub, spokes(hub.ticket, "sub") as (sub,), a_peer(hub.ticket) as peer:
+        async with sub.subscribe("a") as events:
+            await sub.call("hub.topics")
+            for acked in (-5, 2**63, "1", None, 11):
+                head = {"topic": "a", "epoch": "0123456789abcdef", "seq": 10, "acked": acked}
+                peer.say("topic.head", head)
+                assert (await peer.hears("topic.ack"))["seq"] == 0
+            peer.say("a", 11, meta={"author": peer.endpoint.node_id, "epoch": "0123456789abcdef", "seq": 11})
+            assert details(await take(events, 1)) == [11]
+            assert sub.counts()["connects"] == 1
+
+
+async def test_ten_thousand_subscriptions_in_one_spoke_and_no_more() -> None:
+    async with a_hub() as hub, spokes(hub.ticket, "pub", "sub") as (pub, sub):
+        many = [sub.subscribe(f"t.{number}") for number in range(10_000)]
+        for one in many:
+            await one.__aenter__()
+        await sub.call("hub.spokes")
+        assert len(hub.router.topics.subscriptions) == 10_000
+        async with sub.subscribe("one.more") as refused:
+            with pytest.raises(TopicError, match="10000") as error:
+                await asyncio.wait_for(anext(refused), PATIENCE)
+            assert error.value.code == "LIMIT"
+        for number in range(0, 10_000, 100):
+            await pub.publish(f"t.{number}", number)
+        for number in range(0, 10_000, 100):
+            assert details(await take(many[number], 1)) == [number]
+        for one in many:
+            await one.__aexit__(None, None, None)
+        await until(lambda: not len(hub.router.topics.subscriptions))
+        assert Numbers(hub)("protocol_errors_total", code="limit") == 1
+
+
+async def test_a_publisher_waits_while_its_buffer_is_full_and_goes_on_when_the_hub_is_back() -> None:
+    async with a_hub() as hub, spokes(hub.ticket, "sub", "pub", options=FAST) as (sub, pub):
+        async with sub.subscribe("a") as events:
+            await sub.call("hub.topics")
+            await pub.publish("a", 0)
+            await pub.flush()
+            hub.router.endpoint.admit(open=False, allow=[sub.node_id], deny=[])  # it cannot come back
+            await until(lambda: not pub.connected)
+            for number in range(1, 4_097):
+                await pub.publish("a", number)
+            with pytest.raises(CallTimeout, match="4096 wait"):
+                await pub.publish("a", "too much", timeout=0.05)
+            with pytest.raises(CallTimeout, match="not acknowledged 4096"):
+                await pub.flush(0.05)
+            waiting = [asyncio.create_task(pub.publish("a", number)) for number in (4_097, 4_098)]
+            flushing = asyncio.create_task(pub.flush(PATIENCE))
+            hub.router.endpoint.admit(open=True, allow=[], deny=[])
+            await flushing
+            assert [(await one).seq for one in waiting] == [4_098, 4_099]
+            assert details(await take(events, 4_099)) == list(range(4_099))
+            assert events.verdict in ("complete", "repaired(4096)")
+
+
+async def test_a_flush_does_not_wait_for_what_is_published_after_it() -> None:
+    async with a_hub() as hub, spokes(hub.ticket, "pub") as (pub,):
+        going = True
+
+        async def publish() -> None:
+            while going:
+                await pub.publish("busy", 1)
+                await asyncio.sleep(0)
+
+        busy = asyncio.create_task(publish())
+        await until(lambda: Numbers(hub)("events_published_total"))
+        await pub.flush(PATIENCE)
+        going = False
+        await busy
+
+
+async def test_closing_a_spoke_tells_those_who_wait_in_it() -> None:
+    async with a_hub() as hub, spokes(hub.ticket, "pub") as (pub,):
+        hub.router.endpoint.admit(open=False, allow=[], deny=[])
+        await until(lambda: not pub.connected)
+        async with pub.subscribe("a") as events:
+            for number in range(4_096):
+                await pub.publish("a", number)
+            tasks = [
+                asyncio.create_task(one) for one in (pub.publish("a", "x"), pub.flush(None), anext(events, "the end"))
+            ]
+            await asyncio.sleep(0)
+            await pub.close()
+            for task in tasks[:2]:
+                with pytest.raises(Closed):
+                    await asyncio.wait_for(task, PATIENCE)
+            assert await asyncio.wait_for(tasks[2], PATIENCE) == "the end"
+
+
+SMALL = SpokeOptions(subscription_events=64, backoff_first=0.01, backoff_most=0.05)
+
+
+@pytest.mark.parametrize("policy", ["block", "drop_oldest", "disconnect"])
+async def test_a_program_that_does_not_read_meets_its_policy_and_another_subscription_gets_everything(
+    policy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 5_000
+    monkeypatch.setattr("broker.spoke.subscription.UNDER_WAY", 256)
+    async with a_hub() as hub, spokes(hub.ticket, "pub") as (pub,), spokes(hub.ticket, "sub", options=SMALL) as (sub,):
+        async with sub.subscribe("a", policy=policy) as slow, sub.subscribe("a") as quick:
+            await sub.call("hub.topics")
+            reading = asyncio.create_task(take(quick, count))
+            for number in range(count):
+                await pub.publish("a", number)
+            assert details(await reading) == list(range(count))
+            assert "lost" not in quick.verdict
+            if policy == "block":
+                assert slow.verdict == "pending"
+                assert details(await take(slow, count)) == list(range(count))
+                assert slow.verdict.startswith("repaired(")
+            elif policy == "drop_oldest":
+                left = slow.queued
+                assert left <= 64
+                assert details(await take(slow, left)) == list(range(count - left, count))
+                assert slow.verdict == f"lost([1, {count - left}])"
+                assert slow.dropped == count - left
+            else:
+                with pytest.raises(SlowConsumer):
+                    await take(slow, count)
+
+
+async def test_a_paused_program_holds_publishers_back_and_then_goes_on_with_everything() -> None:
+    count = 30_000
+    async with a_hub() as hub, spokes(hub.ticket, "pub") as (pub,), spokes(hub.ticket, "sub", options=SMALL) as (sub,):
+        async with sub.subscribe("a", patience=60) as events:
+            await sub.call("hub.topics")
+            publishing = asyncio.create_task(_publish(pub, count))
+            await until(lambda: hub.router.topics.channels.get("a") and hub.router.topics.channels["a"].ring.held)
+            assert not publishing.done()
+            assert events.verdict == "pending"
+            assert details(await take(events, count)) == list(range(count))
+            await publishing
+            assert "lost" not in events.verdict
+            assert Numbers(hub)("events_lost_total") == 0
+
+
+async def _publish(pub: Any, count: int) -> None:
+    for number in range(count):
+        await pub.publish("a", number)
+    await pub.flush()
+
+
+async def test_a_subscription_that_ends_while_it_is_paused_does_not_starve_another() -> None:
+    async with a_hub() as hub, spokes(hub.ticket, "pub") as (pub,), spokes(hub.ticket, "sub", options=SMALL) as (sub,):
+        async with sub.subscribe(">") as wide:
+            async with sub.subscribe("a"):
+                await sub.call("hub.topics")
+                for number in range(1_000):
+                    await pub.publish("a", number)
+                assert details(await take(wide, 1_000)) == list(range(1_000))
+            for number in range(1_000, 2_000):
+                await pub.publish("a", number)
+            assert details(await take(wide, 1_000)) == list(range(1_000, 2_000))
+            assert wide.verdict in ("complete",) or wide.verdict.startswith("repaired")
+
+
+async def test_a_second_subscription_does_not_make_a_lagging_one_forget_what_it_has_not_got() -> None:
+    """A new author appears while all of a spoke is paused; then a second subscription asks for "from now on"."""
+    async with a_hub() as hub, spokes(hub.ticket, "x", "y") as (x, y), spokes(hub.ticket, "s", options=SMALL) as (sub,):
+        async with sub.subscribe("a", patience=60) as first:
+            await sub.call("hub.topics")
+            for number in range(2_000):
+                await x.publish("a", number)
+            await until(lambda: (channel := hub.router.topics.channels.get("a")) and channel.paused)
+            for number in range(50):
+                await y.publish("a", number)
+            await y.flush()
+            async with sub.subscribe("a") as second:
+                await sub.call("hub.topics")
+                await y.publish("a", 50)
+                got = await take(first, 2_051)
+                of_y = [event.detail for event in got if event.author == y.node_id]
+                assert of_y == list(range(51))
+                assert [event.detail for event in got if event.author == x.node_id] == list(range(2_000))
+                assert "lost" not in first.verdict
+                assert [event.detail for event in await take(second, 1)] == [50]
+
+
+async def test_a_topic_too_many_makes_room_and_nobody_waits_for_ever() -> None:
+    async with a_hub(topics={"most_topics": 10}) as hub, spokes(hub.ticket, "pub", "sub") as (pub, sub):
+        async with sub.subscribe(">") as events:
+            await sub.call("hub.topics")
+            for number in range(100):
+                await pub.publish(f"t.{number}", number)
+            assert sorted(details(await take(events, 100))) == list(range(100))
+            await pub.flush(PATIENCE)
+            assert len(hub.router.topics.channels) <= 10
+            assert events.verdict == "complete"
+
+
+async def test_the_hub_keeps_its_bound_of_bytes() -> None:
+    pad = "x" * 10_000
+    config = {"log_bytes_total": 1_048_576}
+    async with a_hub(topics=config) as hub, spokes(hub.ticket, "pub", "sub") as (pub, sub):
+        async with sub.subscribe(">") as events:
+            await sub.call("hub.topics")
+            for number in range(500):
+                await pub.publish(f"t.{number % 5}", pad)
+                if number % 100 == 99:
+                    await pub.flush(PATIENCE)
+            await take(events, 500)
+            assert hub.router.topics.ring_bytes <= 1_048_576
+            assert hub.router.topics.ring_bytes == sum(one.ring.bytes for one in hub.router.topics.channels.values())
+            assert events.verdict == "complete"
+
+
+async def test_a_long_hole_of_large_events_is_repaired_in_one_go() -> None:
+    """More than a connection's queue takes: a repair goes on as the queue drains."""
+    pad = "x" * 20_000
+    async with a_hub() as hub, spokes(hub.ticket, "pub") as (pub,), a_peer(hub.ticket, drains=True) as peer:
+        for _ in range(300):
+            await pub.publish("a", pad)
+        await pub.flush()
+        (author, epoch, newest) = hub.router.topics.channels["a"].ring.heads()[0]
+        place = {"topic": "a", "author": author, "epoch": epoch}
+        peer.say("topic.repair", {**place, "from": 1, "to": 400})
+        await until(lambda: sum(message["type"] == "a" for message in peer.received) == 300)
+        assert newest == 300
+        assert [message["meta"]["seq"] for message in peer.received if message["type"] == "a"] == list(range(1, 301))
+        assert Numbers(hub)("events_repaired_total", topic="a") == 300
+
+
+async def test_reconnecting_with_two_subscriptions_of_one_topic() -> None:
+    async with a_hub() as hub, spokes(hub.ticket, "pub", "sub") as (pub, sub):
+        async with sub.subscribe("a") as first, sub.subscribe("a", since="start") as second:
+            await sub.call("hub.topics")
+            for number in range(100):
+                await pub.publish("a", number)
+            await take(first, 100)
+            cut(hub, "sub")
+            for number in range(100, 200):
+                await pub.publish("a", number)
+            assert details(await take(first, 100)) == list(range(100, 200))
+            assert details(await take(second, 200)) == list(range(200))
+            assert "lost" not in first.verdict + second.verdict
