@@ -22,7 +22,7 @@ def identity() -> tuple[bytes, str]:
 @asynccontextmanager
 async def closed_hub(data: Path, **config: Any) -> AsyncIterator[Hub]:
     """Admits its administrator and nobody else, and remembers."""
-    async with a_hub(open=False, data=data, **config) as hub:
+    async with a_hub(**({"open": False, "data": data} | config)) as hub:
         yield hub
 
 

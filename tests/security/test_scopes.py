@@ -31,58 +31,67 @@ async def get() -> str:
 async def test_calls_beyond_the_scopes_are_denied_and_identity_carries_the_scopes() -> None:
     (server, server_id), (user, user_id) = identity(), identity()
     scopes = {**SCOPES, "shop": {"offer": ["stock.*", "till.*"]}}
-    async with Hub(config_with(scopes, {server_id: ["shop"], user_id: ["user"]})) as hub:
-        async with serving(hub.ticket, "server", secret=server, stock__who=who, till__open=get):
-            async with connect(hub.ticket, secret=user, options=FAST, timeout=PATIENCE) as spoke:
-                seen = await spoke.call("stock.who")
-                assert (seen["id"], seen["scopes"]) == (user_id, ["user"])
-                assert await spoke.call("hub.spokes")
-                for operation in ("till.open", "hub.topics", "no.such", "x" * 10_000):
-                    with pytest.raises(AccessDenied, match=r"scopes \(user\) do not let it call"):
-                        await spoke.call(operation)
-                assert Numbers(hub)("calls_total", operation="till.open") == 0
-                assert Numbers(hub)("calls_total", operation="other", code="ACCESS_DENIED") == 4
+    async with (
+        Hub(config_with(scopes, {server_id: ["shop"], user_id: ["user"]})) as hub,
+        serving(hub.ticket, "server", secret=server, stock__who=who, till__open=get),
+        connect(hub.ticket, secret=user, options=FAST, timeout=PATIENCE) as spoke,
+    ):
+        seen = await spoke.call("stock.who")
+        assert (seen["id"], seen["scopes"]) == (user_id, ["user"])
+        assert await spoke.call("hub.spokes")
+        for operation in ("till.open", "hub.topics", "no.such", "x" * 10_000):
+            with pytest.raises(AccessDenied, match=r"scopes \(user\) do not let it call"):
+                await spoke.call(operation)
+        assert Numbers(hub)("calls_total", operation="till.open") == 0
+        assert Numbers(hub)("calls_total", operation="other", code="ACCESS_DENIED") == 4
 
 
 async def test_a_denied_call_under_the_id_of_a_live_one_does_not_end_that() -> None:
     secret, node_id = identity()
     scopes = {"user": {"call": ["slow.*"], "offer": ["slow.*"]}}
-    async with Hub(config_with(scopes, {node_id: ["user"]})) as hub:
-        async with a_peer(hub.ticket, secret=secret, operations=("slow.one",)) as peer:
-            peer.say("call.requested", {"requestId": "1", "operationId": "slow.one", "input": None})
-            asked = await peer.hears("call.requested")
-            peer.say("call.requested", {"requestId": "1", "operationId": "other", "input": None})
-            assert await peer.hears("hub.error", code="VALIDATION_ERROR")
-            peer.say("call.responded", {"requestId": asked["requestId"], "output": 7})
-            assert (await peer.hears("call.responded", requestId="1"))["output"] == 7
+    async with (
+        Hub(config_with(scopes, {node_id: ["user"]})) as hub,
+        a_peer(hub.ticket, secret=secret, operations=("slow.one",)) as peer,
+    ):
+        peer.say("call.requested", {"requestId": "1", "operationId": "slow.one", "input": None})
+        asked = await peer.hears("call.requested")
+        peer.say("call.requested", {"requestId": "1", "operationId": "other", "input": None})
+        assert await peer.hears("hub.error", code="VALIDATION_ERROR")
+        peer.say("call.responded", {"requestId": asked["requestId"], "output": 7})
+        assert (await peer.hears("call.responded", requestId="1"))["output"] == 7
 
 
 async def test_operations_beyond_the_scopes_are_left_out_and_complained_about() -> None:
     secret, node_id = identity()
-    async with Hub(config_with(SCOPES, {node_id: ["shop"]}, ["user"])) as hub:
-        async with a_peer(hub.ticket, secret=secret, operations=("stock.get", "stock.set", "till.open")) as peer:
-            for id in ("stock.set", "till.open"):
-                assert (await peer.hears("hub.error", about=id))["action"] == "offer"
-            offered = {row.id for row, _ in hub.router.calls.operations() if not row.id.startswith("hub.")}
-            assert offered == {"stock.get"}
+    async with (
+        Hub(config_with(SCOPES, {node_id: ["shop"]}, ["user"])) as hub,
+        a_peer(hub.ticket, secret=secret, operations=("stock.get", "stock.set", "till.open")) as peer,
+    ):
+        for id in ("stock.set", "till.open"):
+            assert (await peer.hears("hub.error", about=id))["action"] == "offer"
+        offered = {row.id for row, _ in hub.router.calls.operations() if not row.id.startswith("hub.")}
+        assert offered == {"stock.get"}
 
 
 async def test_publishing_beyond_the_scopes_raises_and_reaches_nobody() -> None:
     secret, node_id = identity()
     scopes = {**SCOPES, "all": {"subscribe": [">"]}}
-    async with Hub(config_with(scopes, {node_id: ["shop"]}, ["all"])) as hub, spokes(hub.ticket, "watch") as (watch,):
-        async with connect(hub.ticket, secret=secret, options=FAST, timeout=PATIENCE) as author:
-            async with watch.subscribe(">") as events:
-                await until(lambda: len(hub.router.topics.subscriptions))
-                await author.publish("carts.new", 1)
-                with pytest.raises(AccessDenied, match="do not let it publish"):
-                    await author.flush()
-                with pytest.raises(AccessDenied, match="do not let it publish"):
-                    await author.publish("carts.new", 2)
-                await author.publish("orders.new", 3)
-                event = await anext(events)
-                assert (event.type, event.detail) == ("orders.new", 3)
-                assert "carts.new" not in hub.router.topics.channels
+    async with (
+        Hub(config_with(scopes, {node_id: ["shop"]}, ["all"])) as hub,
+        spokes(hub.ticket, "watch") as (watch,),
+        connect(hub.ticket, secret=secret, options=FAST, timeout=PATIENCE) as author,
+        watch.subscribe(">") as events,
+    ):
+        await until(lambda: len(hub.router.topics.subscriptions))
+        await author.publish("carts.new", 1)
+        with pytest.raises(AccessDenied, match="do not let it publish"):
+            await author.flush()
+        with pytest.raises(AccessDenied, match="do not let it publish"):
+            await author.publish("carts.new", 2)
+        await author.publish("orders.new", 3)
+        event = await anext(events)
+        assert (event.type, event.detail) == ("orders.new", 3)
+        assert "carts.new" not in hub.router.topics.channels
 
 
 async def test_an_author_without_the_scope_cannot_announce_a_topic_either() -> None:
@@ -122,15 +131,15 @@ async def test_a_topic_and_an_operation_of_one_name_are_denied_apart() -> None:
     async with (
         Hub(config_with({"one": {"subscribe": ["a.b"]}}, {}, ["one"])) as hub,
         spokes(hub.ticket, "one") as (spoke,),
+        spoke.subscribe("a.b") as events,
     ):
-        async with spoke.subscribe("a.b") as events:
-            await until(lambda: len(hub.router.topics.subscriptions))
-            spoke.offer("a.b", lambda input, call: get())
-            await spoke.publish("a.b", 1)
-            with pytest.raises(AccessDenied):
-                await spoke.flush()
-            assert events.verdict == "complete"
-            assert hub.router.topics.subscriptions.rows() == [("a.b", 1)]
+        await until(lambda: len(hub.router.topics.subscriptions))
+        spoke.offer("a.b", lambda input, call: get())
+        await spoke.publish("a.b", 1)
+        with pytest.raises(AccessDenied):
+            await spoke.flush()
+        assert events.verdict == "complete"
+        assert hub.router.topics.subscriptions.rows() == [("a.b", 1)]
 
 
 async def test_without_scopes_the_admitted_may_everything() -> None:
