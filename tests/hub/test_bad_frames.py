@@ -24,34 +24,37 @@ async def undisturbed(hub: Hub) -> AsyncIterator[None]:
     async def echo(n: int) -> int:
         return n
 
-    async with serving(hub.ticket, "server", t__echo=echo), spokes(hub.ticket, "caller") as (caller,):
-        async with caller.subscribe("others") as events:
-            going, counts = True, [0, 0]
+    async with (
+        serving(hub.ticket, "server", t__echo=echo),
+        spokes(hub.ticket, "caller") as (caller,),
+        caller.subscribe("others") as events,
+    ):
+        going, counts = True, [0, 0]
 
-            async def work() -> None:
-                while going:
-                    assert await caller.call("t.echo", {"n": counts[0]}) == counts[0]
-                    counts[0] += 1
-                    await caller.publish("others", counts[0])
+        async def work() -> None:
+            while going:
+                assert await caller.call("t.echo", {"n": counts[0]}) == counts[0]
+                counts[0] += 1
+                await caller.publish("others", counts[0])
 
-            async def read() -> None:
-                async for _ in events:
-                    counts[1] += 1
+        async def read() -> None:
+            async for _ in events:
+                counts[1] += 1
 
-            tasks = [asyncio.create_task(work()), asyncio.create_task(read())]
-            try:
-                await until(lambda: counts[1])
-                yield
-                before = counts[0]
-                await until(lambda: counts[0] > before or tasks[0].done())
-            finally:
-                going = False
-                with suppress(asyncio.CancelledError):
-                    await tasks[0]
-            await until(lambda: counts[1] == counts[0])
-            tasks[1].cancel()
-            assert events.verdict == "complete"
-            assert {session.name for session in hub.router.sessions.values()} >= {"server", "caller"}
+        tasks = [asyncio.create_task(work()), asyncio.create_task(read())]
+        try:
+            await until(lambda: counts[1])
+            yield
+            before = counts[0]
+            await until(lambda: counts[0] > before or tasks[0].done())
+        finally:
+            going = False
+            with suppress(asyncio.CancelledError):
+                await tasks[0]
+        await until(lambda: counts[1] == counts[0])
+        tasks[1].cancel()
+        assert events.verdict == "complete"
+        assert {session.name for session in hub.router.sessions.values()} >= {"server", "caller"}
     await until(lambda: not hub.router.sessions)
     assert Numbers(hub)("disconnects_total", reason="slow_consumer") == 0
 

@@ -57,8 +57,8 @@ async def test_run_raises_what_keeps_a_spoke_out_and_returns_on_close() -> None:
     async with a_hub(open=False) as hub:
         with pytest.raises(Refused, match="admit"):
             await asyncio.wait_for(Spoke("out").run(hub.ticket), PATIENCE)
+    async with a_hub() as hub:
         app = Spoke("in", options=FAST)
-        hub.router.endpoint.admit(open=True, allow=[], deny=[])
         running = asyncio.create_task(app.run(hub.ticket))
         await until(lambda: app.connected)
         await app.close()

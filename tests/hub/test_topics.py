@@ -103,21 +103,24 @@ async def test_a_late_joiner_is_told_what_has_left_the_ring() -> None:
 
 
 async def test_order_is_kept_per_author_whoever_publishes_at_once() -> None:
-    async with a_hub() as hub, spokes(hub.ticket, "sub", "x", "y", "z") as (sub, *authors):
-        async with sub.subscribe("a") as events:
-            await sub.call("hub.topics")
+    async with (
+        a_hub() as hub,
+        spokes(hub.ticket, "sub", "x", "y", "z") as (sub, *authors),
+        sub.subscribe("a") as events,
+    ):
+        await sub.call("hub.topics")
 
-            async def publish(author: Any) -> None:
-                for number in range(500):
-                    place = await author.publish("a", number)
-                    assert place.seq == number + 1
+        async def publish(author: Any) -> None:
+            for number in range(500):
+                place = await author.publish("a", number)
+                assert place.seq == number + 1
 
-            await asyncio.gather(*map(publish, authors))
-            got: dict[str, list[int]] = {}
-            for event in await take(events, 1_500):
-                got.setdefault(event.author, []).append(event.detail)
-            assert got == {author.node_id: list(range(500)) for author in authors}
-            assert events.verdict == "complete"
+        await asyncio.gather(*map(publish, authors))
+        got: dict[str, list[int]] = {}
+        for event in await take(events, 1_500):
+            got.setdefault(event.author, []).append(event.detail)
+        assert got == {author.node_id: list(range(500)) for author in authors}
+        assert events.verdict == "complete"
 
 
 async def test_names_against_the_rules_never_leave_the_spoke() -> None:
@@ -160,41 +163,53 @@ async def test_a_false_author_is_overwritten_and_who_sends_no_meta_is_numbered()
 
 
 async def test_duplicates_are_dropped_and_counted() -> None:
-    async with a_hub() as hub, spokes(hub.ticket, "sub") as (sub,), a_peer(hub.ticket) as peer:
-        async with sub.subscribe("a") as events:
-            await sub.call("hub.topics")
-            for seq in (1, 2, 2, 1, 3, 3):
-                meta = {"author": peer.endpoint.node_id, "epoch": "0123456789abcdef", "seq": seq}
-                peer.say("a", seq, meta=meta)
-            assert details(await take(events, 3)) == [1, 2, 3]
-            numbers = Numbers(hub)
-            assert numbers("events_duplicates_total", topic="a") == 3
-            assert numbers("events_published_total", topic="a") == 3
-            assert (await peer.hears("topic.ack", topic="a"))["seq"] == 3
+    async with (
+        a_hub() as hub,
+        spokes(hub.ticket, "sub") as (sub,),
+        a_peer(hub.ticket) as peer,
+        sub.subscribe("a") as events,
+    ):
+        await sub.call("hub.topics")
+        for seq in (1, 2, 2, 1, 3, 3):
+            meta = {"author": peer.endpoint.node_id, "epoch": "0123456789abcdef", "seq": seq}
+            peer.say("a", seq, meta=meta)
+        assert details(await take(events, 3)) == [1, 2, 3]
+        numbers = Numbers(hub)
+        assert numbers("events_duplicates_total", topic="a") == 3
+        assert numbers("events_published_total", topic="a") == 3
+        assert (await peer.hears("topic.ack", topic="a"))["seq"] == 3
 
 
 async def test_an_author_that_skips_numbers_is_seen_through() -> None:
-    async with a_hub() as hub, spokes(hub.ticket, "sub") as (sub,), a_peer(hub.ticket) as peer:
-        async with sub.subscribe("a") as events:
-            await sub.call("hub.topics")
-            for seq in (1, 2, 5):
-                meta = {"author": peer.endpoint.node_id, "epoch": "0123456789abcdef", "seq": seq}
-                peer.say("a", seq, meta=meta)
-            assert details(await take(events, 3)) == [1, 2, 5]
-            assert events.verdict == "lost([3, 4])"
+    async with (
+        a_hub() as hub,
+        spokes(hub.ticket, "sub") as (sub,),
+        a_peer(hub.ticket) as peer,
+        sub.subscribe("a") as events,
+    ):
+        await sub.call("hub.topics")
+        for seq in (1, 2, 5):
+            meta = {"author": peer.endpoint.node_id, "epoch": "0123456789abcdef", "seq": seq}
+            peer.say("a", seq, meta=meta)
+        assert details(await take(events, 3)) == [1, 2, 5]
+        assert events.verdict == "lost([3, 4])"
 
 
 async def test_nonsense_in_an_announcement_ends_nobody_elses_connection() -> None:
-    async with a_hub() as hub, spokes(hub.ticket, "sub") as (sub,), a_peer(hub.ticket) as peer:
-        async with sub.subscribe("a") as events:
-            await sub.call("hub.topics")
-            for acked in (-5, 2**63, "1", None, 11):
-                head = {"topic": "a", "epoch": "0123456789abcdef", "seq": 10, "acked": acked}
-                peer.say("topic.head", head)
-                assert (await peer.hears("topic.ack"))["seq"] == 0
-            peer.say("a", 11, meta={"author": peer.endpoint.node_id, "epoch": "0123456789abcdef", "seq": 11})
-            assert details(await take(events, 1)) == [11]
-            assert sub.counts()["connects"] == 1
+    async with (
+        a_hub() as hub,
+        spokes(hub.ticket, "sub") as (sub,),
+        a_peer(hub.ticket) as peer,
+        sub.subscribe("a") as events,
+    ):
+        await sub.call("hub.topics")
+        for acked in (-5, 2**63, "1", None, 11):
+            head = {"topic": "a", "epoch": "0123456789abcdef", "seq": 10, "acked": acked}
+            peer.say("topic.head", head)
+            assert (await peer.hears("topic.ack"))["seq"] == 0
+        peer.say("a", 11, meta={"author": peer.endpoint.node_id, "epoch": "0123456789abcdef", "seq": 11})
+        assert details(await take(events, 1)) == [11]
+        assert sub.counts()["connects"] == 1
 
 
 async def test_ten_thousand_subscriptions_in_one_spoke_and_no_more() -> None:
@@ -219,26 +234,29 @@ async def test_ten_thousand_subscriptions_in_one_spoke_and_no_more() -> None:
 
 
 async def test_a_publisher_waits_while_its_buffer_is_full_and_goes_on_when_the_hub_is_back() -> None:
-    async with a_hub() as hub, spokes(hub.ticket, "sub", "pub", options=FAST) as (sub, pub):
-        async with sub.subscribe("a") as events:
-            await sub.call("hub.topics")
-            await pub.publish("a", 0)
-            await pub.flush()
-            hub.router.endpoint.admit(open=False, allow=[sub.node_id], deny=[])  # it cannot come back
-            await until(lambda: not pub.connected)
-            for number in range(1, 4_097):
-                await pub.publish("a", number)
-            with pytest.raises(CallTimeout, match="4096 wait"):
-                await pub.publish("a", "too much", timeout=0.05)
-            with pytest.raises(CallTimeout, match="not acknowledged 4096"):
-                await pub.flush(0.05)
-            waiting = [asyncio.create_task(pub.publish("a", number)) for number in (4_097, 4_098)]
-            flushing = asyncio.create_task(pub.flush(PATIENCE))
-            hub.router.endpoint.admit(open=True, allow=[], deny=[])
-            await flushing
-            assert [(await one).seq for one in waiting] == [4_098, 4_099]
-            assert details(await take(events, 4_099)) == list(range(4_099))
-            assert events.verdict in ("complete", "repaired(4096)")
+    async with (
+        a_hub() as hub,
+        spokes(hub.ticket, "sub", "pub", options=FAST) as (sub, pub),
+        sub.subscribe("a") as events,
+    ):
+        await sub.call("hub.topics")
+        await pub.publish("a", 0)
+        await pub.flush()
+        hub.router.endpoint.admit(open=False, allow=[sub.node_id], deny=[])  # it cannot come back
+        await until(lambda: not pub.connected)
+        for number in range(1, 4_097):
+            await pub.publish("a", number)
+        with pytest.raises(CallTimeout, match="4096 wait"):
+            await pub.publish("a", "too much", timeout=0.05)
+        with pytest.raises(CallTimeout, match="not acknowledged 4096"):
+            await pub.flush(0.05)
+        waiting = [asyncio.create_task(pub.publish("a", number)) for number in (4_097, 4_098)]
+        flushing = asyncio.create_task(pub.flush(PATIENCE))
+        hub.router.endpoint.admit(open=True, allow=[], deny=[])
+        await flushing
+        assert [(await one).seq for one in waiting] == [4_098, 4_099]
+        assert details(await take(events, 4_099)) == list(range(4_099))
+        assert events.verdict in ("complete", "repaired(4096)")
 
 
 async def test_a_flush_does_not_wait_for_what_is_published_after_it() -> None:
@@ -284,42 +302,51 @@ async def test_a_program_that_does_not_read_meets_its_policy_and_another_subscri
 ) -> None:
     count = 5_000
     monkeypatch.setattr("broker.spoke.subscription.UNDER_WAY", 256)
-    async with a_hub() as hub, spokes(hub.ticket, "pub") as (pub,), spokes(hub.ticket, "sub", options=SMALL) as (sub,):
-        async with sub.subscribe("a", policy=policy) as slow, sub.subscribe("a") as quick:
-            await sub.call("hub.topics")
-            reading = asyncio.create_task(take(quick, count))
-            for number in range(count):
-                await pub.publish("a", number)
-            assert details(await reading) == list(range(count))
-            assert "lost" not in quick.verdict
-            if policy == "block":
-                assert slow.verdict == "pending"
-                assert details(await take(slow, count)) == list(range(count))
-                assert slow.verdict.startswith("repaired(")
-            elif policy == "drop_oldest":
-                left = slow.queued
-                assert left <= 64
-                assert details(await take(slow, left)) == list(range(count - left, count))
-                assert slow.verdict == f"lost([1, {count - left}])"
-                assert slow.dropped == count - left
-            else:
-                with pytest.raises(SlowConsumer):
-                    await take(slow, count)
+    async with (
+        a_hub() as hub,
+        spokes(hub.ticket, "pub") as (pub,),
+        spokes(hub.ticket, "sub", options=SMALL) as (sub,),
+        sub.subscribe("a", policy=policy) as slow,
+        sub.subscribe("a") as quick,
+    ):
+        await sub.call("hub.topics")
+        reading = asyncio.create_task(take(quick, count))
+        for number in range(count):
+            await pub.publish("a", number)
+        assert details(await reading) == list(range(count))
+        assert "lost" not in quick.verdict
+        if policy == "block":
+            assert slow.verdict == "pending"
+            assert details(await take(slow, count)) == list(range(count))
+            assert slow.verdict.startswith("repaired(")
+        elif policy == "drop_oldest":
+            left = slow.queued
+            assert left <= 64
+            assert details(await take(slow, left)) == list(range(count - left, count))
+            assert slow.verdict == f"lost([1, {count - left}])"
+            assert slow.dropped == count - left
+        else:
+            with pytest.raises(SlowConsumer):
+                await take(slow, count)
 
 
 async def test_a_paused_program_holds_publishers_back_and_then_goes_on_with_everything() -> None:
     count = 30_000
-    async with a_hub() as hub, spokes(hub.ticket, "pub") as (pub,), spokes(hub.ticket, "sub", options=SMALL) as (sub,):
-        async with sub.subscribe("a", patience=60) as events:
-            await sub.call("hub.topics")
-            publishing = asyncio.create_task(_publish(pub, count))
-            await until(lambda: hub.router.topics.channels.get("a") and hub.router.topics.channels["a"].ring.held)
-            assert not publishing.done()
-            assert events.verdict == "pending"
-            assert details(await take(events, count)) == list(range(count))
-            await publishing
-            assert "lost" not in events.verdict
-            assert Numbers(hub)("events_lost_total") == 0
+    async with (
+        a_hub() as hub,
+        spokes(hub.ticket, "pub") as (pub,),
+        spokes(hub.ticket, "sub", options=SMALL) as (sub,),
+        sub.subscribe("a", patience=60) as events,
+    ):
+        await sub.call("hub.topics")
+        publishing = asyncio.create_task(_publish(pub, count))
+        await until(lambda: hub.router.topics.channels.get("a") and hub.router.topics.channels["a"].ring.held)
+        assert not publishing.done()
+        assert events.verdict == "pending"
+        assert details(await take(events, count)) == list(range(count))
+        await publishing
+        assert "lost" not in events.verdict
+        assert Numbers(hub)("events_lost_total") == 0
 
 
 async def _publish(pub: Any, count: int) -> None:
@@ -329,67 +356,81 @@ async def _publish(pub: Any, count: int) -> None:
 
 
 async def test_a_subscription_that_ends_while_it_is_paused_does_not_starve_another() -> None:
-    async with a_hub() as hub, spokes(hub.ticket, "pub") as (pub,), spokes(hub.ticket, "sub", options=SMALL) as (sub,):
-        async with sub.subscribe(">") as wide:
-            async with sub.subscribe("a"):
-                await sub.call("hub.topics")
-                for number in range(1_000):
-                    await pub.publish("a", number)
-                assert details(await take(wide, 1_000)) == list(range(1_000))
-            for number in range(1_000, 2_000):
+    async with (
+        a_hub() as hub,
+        spokes(hub.ticket, "pub") as (pub,),
+        spokes(hub.ticket, "sub", options=SMALL) as (sub,),
+        sub.subscribe(">") as wide,
+    ):
+        async with sub.subscribe("a"):
+            await sub.call("hub.topics")
+            for number in range(1_000):
                 await pub.publish("a", number)
-            assert details(await take(wide, 1_000)) == list(range(1_000, 2_000))
-            assert wide.verdict in ("complete",) or wide.verdict.startswith("repaired")
+            assert details(await take(wide, 1_000)) == list(range(1_000))
+        for number in range(1_000, 2_000):
+            await pub.publish("a", number)
+        assert details(await take(wide, 1_000)) == list(range(1_000, 2_000))
+        assert wide.verdict in ("complete",) or wide.verdict.startswith("repaired")
 
 
 async def test_a_second_subscription_does_not_make_a_lagging_one_forget_what_it_has_not_got() -> None:
     """A new author appears while all of a spoke is paused; then a second subscription asks for "from now on"."""
-    async with a_hub() as hub, spokes(hub.ticket, "x", "y") as (x, y), spokes(hub.ticket, "s", options=SMALL) as (sub,):
-        async with sub.subscribe("a", patience=60) as first:
+    async with (
+        a_hub() as hub,
+        spokes(hub.ticket, "x", "y") as (x, y),
+        spokes(hub.ticket, "s", options=SMALL) as (sub,),
+        sub.subscribe("a", patience=60) as first,
+    ):
+        await sub.call("hub.topics")
+        for number in range(2_000):
+            await x.publish("a", number)
+        await until(lambda: (channel := hub.router.topics.channels.get("a")) and channel.paused)
+        for number in range(50):
+            await y.publish("a", number)
+        await y.flush()
+        async with sub.subscribe("a") as second:
             await sub.call("hub.topics")
-            for number in range(2_000):
-                await x.publish("a", number)
-            await until(lambda: (channel := hub.router.topics.channels.get("a")) and channel.paused)
-            for number in range(50):
-                await y.publish("a", number)
-            await y.flush()
-            async with sub.subscribe("a") as second:
-                await sub.call("hub.topics")
-                await y.publish("a", 50)
-                got = await take(first, 2_051)
-                of_y = [event.detail for event in got if event.author == y.node_id]
-                assert of_y == list(range(51))
-                assert [event.detail for event in got if event.author == x.node_id] == list(range(2_000))
-                assert "lost" not in first.verdict
-                assert [event.detail for event in await take(second, 1)] == [50]
+            await y.publish("a", 50)
+            got = await take(first, 2_051)
+            of_y = [event.detail for event in got if event.author == y.node_id]
+            assert of_y == list(range(51))
+            assert [event.detail for event in got if event.author == x.node_id] == list(range(2_000))
+            assert "lost" not in first.verdict
+            assert [event.detail for event in await take(second, 1)] == [50]
 
 
 async def test_a_topic_too_many_makes_room_and_nobody_waits_for_ever() -> None:
-    async with a_hub(topics={"most_topics": 10}) as hub, spokes(hub.ticket, "pub", "sub") as (pub, sub):
-        async with sub.subscribe(">") as events:
-            await sub.call("hub.topics")
-            for number in range(100):
-                await pub.publish(f"t.{number}", number)
-            assert sorted(details(await take(events, 100))) == list(range(100))
-            await pub.flush(PATIENCE)
-            assert len(hub.router.topics.channels) <= 10
-            assert events.verdict == "complete"
+    async with (
+        a_hub(topics={"most_topics": 10}) as hub,
+        spokes(hub.ticket, "pub", "sub") as (pub, sub),
+        sub.subscribe(">") as events,
+    ):
+        await sub.call("hub.topics")
+        for number in range(100):
+            await pub.publish(f"t.{number}", number)
+        assert sorted(details(await take(events, 100))) == list(range(100))
+        await pub.flush(PATIENCE)
+        assert len(hub.router.topics.channels) <= 10
+        assert events.verdict == "complete"
 
 
 async def test_the_hub_keeps_its_bound_of_bytes() -> None:
     pad = "x" * 10_000
     config = {"log_bytes_total": 1_048_576}
-    async with a_hub(topics=config) as hub, spokes(hub.ticket, "pub", "sub") as (pub, sub):
-        async with sub.subscribe(">") as events:
-            await sub.call("hub.topics")
-            for number in range(500):
-                await pub.publish(f"t.{number % 5}", pad)
-                if number % 100 == 99:
-                    await pub.flush(PATIENCE)
-            await take(events, 500)
-            assert hub.router.topics.ring_bytes <= 1_048_576
-            assert hub.router.topics.ring_bytes == sum(one.ring.bytes for one in hub.router.topics.channels.values())
-            assert events.verdict == "complete"
+    async with (
+        a_hub(topics=config) as hub,
+        spokes(hub.ticket, "pub", "sub") as (pub, sub),
+        sub.subscribe(">") as events,
+    ):
+        await sub.call("hub.topics")
+        for number in range(500):
+            await pub.publish(f"t.{number % 5}", pad)
+            if number % 100 == 99:
+                await pub.flush(PATIENCE)
+        await take(events, 500)
+        assert 0 < Numbers(hub)("ring_bytes") <= 1_048_576
+        assert Numbers(hub)("ring_bytes") == sum(one.ring.bytes for one in hub.router.topics.channels.values())
+        assert events.verdict == "complete"
 
 
 async def test_a_long_hole_of_large_events_is_repaired_in_one_go() -> None:
@@ -409,15 +450,19 @@ async def test_a_long_hole_of_large_events_is_repaired_in_one_go() -> None:
 
 
 async def test_reconnecting_with_two_subscriptions_of_one_topic() -> None:
-    async with a_hub() as hub, spokes(hub.ticket, "pub", "sub") as (pub, sub):
-        async with sub.subscribe("a") as first, sub.subscribe("a", since="start") as second:
-            await sub.call("hub.topics")
-            for number in range(100):
-                await pub.publish("a", number)
-            await take(first, 100)
-            cut(hub, "sub")
-            for number in range(100, 200):
-                await pub.publish("a", number)
-            assert details(await take(first, 100)) == list(range(100, 200))
-            assert details(await take(second, 200)) == list(range(200))
-            assert "lost" not in first.verdict + second.verdict
+    async with (
+        a_hub() as hub,
+        spokes(hub.ticket, "pub", "sub") as (pub, sub),
+        sub.subscribe("a") as first,
+        sub.subscribe("a", since="start") as second,
+    ):
+        await sub.call("hub.topics")
+        for number in range(100):
+            await pub.publish("a", number)
+        await take(first, 100)
+        cut(hub, "sub")
+        for number in range(100, 200):
+            await pub.publish("a", number)
+        assert details(await take(first, 100)) == list(range(100, 200))
+        assert details(await take(second, 200)) == list(range(200))
+        assert "lost" not in first.verdict + second.verdict
