@@ -184,9 +184,15 @@ class LimitsConfig(_Table):
     """What a connection may have sent ahead of the hub's reading."""
     connections: Count = 20_000
     connections_per_node: Count = 64
+    """Of one NodeId, like all that end so: the sum over its connections."""
+    calls_in_flight_per_node: Count = 4_096
+    subscriptions_per_node: Count = 10_000
+    publish_rate_per_node: Annotated[float, Field(ge=1, le=1e9, allow_inf_nan=False)] = 200_000.0
+    """Events a second. Above it acknowledgements wait, which slows the author down; nothing is dropped."""
+    queued_bytes_per_node: Annotated[int, Field(ge=64 * KIB, le=65_536 * MIB)] = 64 * MIB
+    """What the hub holds for a NodeId that does not read; above it the fullest connection is ended."""
     calls_in_flight: Count = 100_000
     calls_in_flight_per_peer: Count = 1_024
-    patterns_per_peer: Count = 10_000
     operations_per_peer: Count = 1_000
     open_timeout: Seconds = 10.0
     """An accepted connection brings its stream and first frame in this time."""

@@ -1,8 +1,8 @@
 """What the hub does with each message: calls to the call table, events to topics, registrations to both.
 
 The router is the endpoint's handler (border.py). It decodes, checks what a peer may do, stamps identity and author,
-and carries out the effects of the pure machines. Replies gather per connection and cross the border once a batch. Not here: the hub's
-life (hub.py), its own operations (operations.py), what a call or a topic is (protocol/).
+and carries out the effects of the pure machines. Replies gather per connection and cross the border once a batch. Not
+here: the hub's life (hub.py), its own operations (operations.py), what a call or a topic is (protocol/).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from broker.config import HubConfig
 from broker.errors import FrameError, TopicError
 from broker.hub.admission import Admission
 from broker.hub.guests import Guests
+from broker.hub.limits import Limits
 from broker.hub.metrics import HubMetrics
 from broker.hub.session import Session
 from broker.hub.topics import Topics
@@ -66,6 +67,7 @@ class Router:
         admission.on_change = self._access_changed
         self.sessions: dict[int, Session] = {}
         limits = self.limits = config.limits
+        self.of_node = Limits(self)
         self.calls = CallTable(
             CallLimits(
                 in_flight_per_peer=limits.calls_in_flight_per_peer,
@@ -78,7 +80,7 @@ class Router:
         self.topics = Topics(
             endpoint,
             metrics,
-            send=self.send,
+            send=self.of_node.send,
             disconnect=lambda peer, why: self.close(peer, CloseCode.SLOW_CONSUMER, f"slow consumer: {why}"),
             dropped=self._count_dropped,
             slow=self._count_slow,
@@ -133,7 +135,7 @@ class Router:
             self.guests.opened(conn, node_id)
 
     def _admit(self, conn: int, node_id: str, incoming: bool, token: int) -> None:
-        if incoming and (full := self._full(node_id)):
+        if incoming and (full := self.of_node.connection(node_id)):
             self.metrics.refused("limit")
             self.endpoint.close_connection(conn, CloseCode.LIMIT, full)
             return
@@ -165,6 +167,9 @@ class Router:
                     self._on_event(session, message, frame)
                 if session.closing:
                     return
+            if session.events:
+                count, session.events = session.events, 0
+                self.of_node.published(session, count)
         except FrameError as error:
             self.close(conn, error.close_code, str(error))
 
@@ -287,8 +292,9 @@ class Router:
         self.complain(session.peer, "ACCESS_DENIED", session.grant.denial(action, name), name, action)
 
     def _on_requested(self, session: Session, detail: Any) -> None:
-        now_ms, refused = time.time_ns() / 1e6, None
+        now_ms = time.time_ns() / 1e6
         operation = detail.get("operationId") if type(detail) is dict else None
+        refused = self.of_node.call(session)
         if type(operation) is str and not session.grant.may("call", operation):
             refused = Refused("ACCESS_DENIED", session.grant.denial("call", operation))
         self.perform(self.calls.requested(session.peer, session.identity, detail, time.monotonic(), now_ms, refused))
@@ -318,6 +324,7 @@ class Router:
         if not session.grant.everything and not session.grant.may("publish", topic):
             self._deny(session, "publish", topic)
             return
+        session.events += 1
         try:
             meta = message.meta
             if meta is not None and meta.get("author") == session.node_id and _placed(meta):
@@ -328,7 +335,8 @@ class Router:
             self.complain(session.peer, error.code, str(error), topic)
 
     def _publish_stamped(self, session: Session, message: Message) -> None:
-        """An author that sends no place in a sequence gets one in the order of arrival; a false author is overwritten."""
+        """An author that sends no place in a sequence gets one in the order of arrival; a false author is
+        overwritten."""
         topic = message.type
         known = session.epochs.pop(topic) if topic in session.epochs else None
         epoch, seq = known or (secrets.token_hex(8), 0)
@@ -371,7 +379,7 @@ class Router:
                 f"__subscribe: tag is not a string of at most {MAX_TAG} characters", close_code=CloseCode.BAD_MESSAGE
             )
         options = SubscribeOptions(policy=policy, patience=float(patience))
-        patterns = self._subscribable(session, patterns)
+        patterns = self.of_node.subscriptions(session, self._subscribable(session, patterns))
         for pattern, error in self.topics.subscribe(session.peer, patterns, options, since, tag):
             self.complain(session.peer, error.code, str(error), pattern)
         self.topics.places.came_back(session.node_id)
@@ -461,8 +469,8 @@ class Router:
             self._held[peer] = self._without_streams(peer, frames)
 
     def _without_streams(self, peer: int, frames: list[bytes]) -> list[bytes]:
-        """A caller does not read what it asked for, or not as fast as it comes: those of its streams that have something
-        in ``frames`` are ended, with an error. What else there is waits for room."""
+        """A caller does not read what it asked for, or not as fast as it comes: those of its streams that have
+        something in ``frames`` are ended, with an error. What else there is waits for room."""
         kept: list[bytes] = []
         ended: set[str] = set()
         for frame in frames:
@@ -491,14 +499,6 @@ class Router:
             frame = encode("call.error", error)
         self._queue(effect.peer, frame)
 
-    def _full(self, node_id: str) -> str:
-        """Why one more connection is too many, or nothing."""
-        if len(self.sessions) >= self.limits.connections:
-            return f"the hub has {self.limits.connections} connections, which is its limit"
-        if len(self.by_node.get(node_id, ())) >= self.limits.connections_per_node:
-            return f"this NodeId has {self.limits.connections_per_node} connections, which is the limit"
-        return ""
-
     def _overflowed(self, peer: int) -> None:
         """Calls are never dropped: a peer that does not read 8 MiB of them is disconnected, and its calls end with an
         error at their callers."""
@@ -514,6 +514,7 @@ class Router:
 
     def bind_loop(self, loop: Any) -> None:
         self._loop = loop
+        self.of_node.start()
 
     def _arm(self) -> None:
         """One timer for whatever is due first. A later one that is set already will do: it looks again."""
@@ -560,6 +561,7 @@ class Router:
 
     def stop(self) -> None:
         self.guests.stop()
+        self.of_node.stop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

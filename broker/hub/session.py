@@ -27,6 +27,8 @@ class Session:
     """What handlers see of this caller; stamped on each of its calls."""
     epochs: dict[str, tuple[str, int]] = field(default_factory=dict)
     """(epoch, last seq) per topic that the hub gives to an author that sends no meta: the last MAX_NUMBERED topics."""
+    events: int = 0
+    """Events of the batch that is being read."""
     closing: bool = False
     """The hub has ended it; what still comes from it is not read."""
     slow: int = 0

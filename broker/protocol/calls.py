@@ -82,6 +82,11 @@ class CallTable:
         spoke = self._peers.get(peer)
         return len(spoke.legs) if spoke else 0
 
+    def asked(self, peer: Peer) -> int:
+        """Calls of this peer that have not ended."""
+        spoke = self._peers.get(peer)
+        return len(spoke.calls) if spoke else 0
+
     def asks(self, peer: Peer, request_id: str) -> bool:
         """Whether this peer has a call under that id that has not ended."""
         spoke = self._peers.get(peer)

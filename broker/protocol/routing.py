@@ -60,13 +60,13 @@ def is_reserved(name: str) -> bool:
     return name.startswith(_RESERVED)
 
 
-def check_topic(name: str) -> None:
+def check_topic(name: object) -> None:
     """Raise :class:`TopicError` unless events may be published under ``name``."""
-    if _TOPIC.fullmatch(name) and len(name) <= MAX_TOPIC_BYTES and name.count(".") < MAX_TOKENS:
+    name = _sized(name, "topic", "BAD_TOPIC")
+    if _TOPIC.fullmatch(name):
         if is_reserved(name):
             raise TopicError(_reserved(name), code="RESERVED_TOPIC")
         return
-    _check_size(name, "topic", "BAD_TOPIC")
     for token in name.split("."):
         if token in ("*", ">"):
             raise TopicError(f"{token!r} in topic {name!r}: wildcards are for subscriptions only", code="BAD_TOPIC")
@@ -74,9 +74,9 @@ def check_topic(name: str) -> None:
     raise TopicError(f"topic {name!r} is not tokens joined by dots", code="BAD_TOPIC")
 
 
-def check_pattern(pattern: str) -> None:
+def check_pattern(pattern: object) -> None:
     """Raise :class:`TopicError` unless ``pattern`` may be subscribed to."""
-    _check_size(pattern, "pattern", "BAD_PATTERN")
+    pattern = _sized(pattern, "pattern", "BAD_PATTERN")
     tokens = pattern.split(".")
     for token in tokens[:-1]:
         if token == ">":
@@ -92,13 +92,14 @@ def _reserved(name: str) -> str:
     return f"{name!r} is reserved: names that start with call. hub. topic. or __ belong to the protocol"
 
 
-def _check_size(name: str, what: str, code: str) -> None:
+def _sized(name: object, what: str, code: str) -> str:
     if not isinstance(name, str) or not name:
         raise TopicError(f"a {what} is a string that is not empty", code=code)
     if len(name) > MAX_TOPIC_BYTES:
         raise TopicError(f"{what} {name[:40]!r}... has {len(name)} characters, at most {MAX_TOPIC_BYTES} go", code=code)
     if name.count(".") >= MAX_TOKENS:
         raise TopicError(f"{what} {name[:40]!r}... has more than {MAX_TOKENS} tokens", code=code)
+    return name
 
 
 def _check_token(token: str, name: str, what: str, code: str) -> None:
@@ -217,6 +218,10 @@ class Subscriptions:
 
     def patterns(self, peer: Peer) -> list[str]:
         return list(self._patterns.get(peer, ()))
+
+    def count(self, peer: Peer) -> int:
+        """How many patterns a peer has."""
+        return len(self._patterns.get(peer, ()))
 
     def rows(self) -> list[tuple[str, int]]:
         """(pattern, number of subscribers), sorted by pattern."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -231,8 +230,10 @@ async def test_a_flood_of_guests_is_bounded_in_number(tmp_path: Path, monkeypatc
         await until(lambda: Numbers(hub)("limited_total", limit="guests") == 7)
         assert len(hub.router.guests) == 3
         await join(hub.ticket, secret)  # the admitted do not notice
-        ends = asyncio.as_completed([raw.closed(connection) for connection, _ in flood])
-        assert all("(code 40)" in await end for end in islice(ends, 7))
+        ends = [asyncio.create_task(raw.closed(connection)) for connection, _ in flood]
+        await until(lambda: sum(end.done() for end in ends) == 7)
+        assert all("(code 40)" in end.result() for end in ends if end.done())
+    await asyncio.gather(*ends)
 
 
 async def test_a_guest_that_does_not_say_enough_is_ended_in_time(
