@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
 
 from broker import Spoke
 from broker.spoke import Subscription
-from tests.rig import FAST, PATIENCE, Numbers, a_hub, a_peer, conn_of, cut, spokes, until
+from tests.rig import FAST, PATIENCE, Numbers, a_hub, a_peer, cut, spokes, until
 
 
 async def read_to(events: Subscription, last: int, got: list[int]) -> None:
@@ -189,33 +190,50 @@ async def test_publishers_wait_for_a_blocking_reader_no_longer_than_its_patience
         assert Numbers(hub)("events_lost_total") == 0
 
 
+class RefusingOnce:
+    """A group that finds the queue of every member full, once."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner, self.refused = inner, list[int]()
+
+    def send(self, frames: list[bytes]) -> list[int]:
+        if self.refused:
+            return list(self._inner.send(frames))
+        self.refused = self._inner.members()
+        for member in self.refused:
+            self._inner.remove(member)
+        return self.refused
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
 async def test_an_announcement_that_finds_a_queue_full_does_not_cost_the_subscriber_its_place() -> None:
-    pad = "x" * 2_000
+    epoch = "0123456789abcdef"
     async with (
         a_hub() as hub,
-        spokes(hub.ticket, "pub", options=FAST) as (pub,),
-        a_peer(hub.ticket, name="slow", inbox_bytes=65_536) as slow,
+        spokes(hub.ticket, "sub", options=FAST) as (sub,),
         a_peer(hub.ticket, name="author") as author,
+        sub.subscribe("a") as events,
     ):
-        slow.say("__subscribe", {"topics": ["a"]})
-        await until(lambda: len(hub.router.topics.subscriptions) == 1)
-        slow.stop_reading()
-        for number in range(2_000):
-            await pub.publish("a", {"n": number, "pad": pad})
-        await pub.flush()
-        conn = conn_of(hub, "slow")
-        hub.router.topics.channels["a"].group.add(conn)  # as if it had just caught up, and its queue were full again
-        author.say("topic.head", {"topic": "a", "epoch": "0123456789abcdef", "seq": 7, "acked": 3})
-        await author.hears("topic.ack")
-        slow.resume()
-        meta = {"author": author.endpoint.node_id, "epoch": "0123456789abcdef", "seq": 8}
-        author.say("a", {"n": "last"}, meta=meta)
-        await until(lambda: any(m["type"] == "a" and m["detail"]["n"] == "last" for m in slow.received))
-        heads = [m["detail"] for m in slow.received if m["type"] == "topic.head"]
-        assert [(head["seq"], head["baseline"]) for head in heads if head["author"] == author.endpoint.node_id] in (
-            [(3, True), (7, False)],
-            [],
-        )
+        await sub.call("hub.topics")
+        meta = {"author": author.endpoint.node_id, "epoch": epoch}
+        author.say("a", 1, meta={**meta, "seq": 1})
+        assert (await anext(events)).detail == 1
+        channel = hub.router.topics.channels["a"]
+        group = RefusingOnce(channel.group)
+        channel.group = group  # type: ignore[assignment]
+        author.say("topic.head", {"topic": "a", "epoch": epoch, "seq": 3, "acked": 1})
+        assert (await author.hears("topic.ack", seq=1))["epoch"] == epoch
+        await until(lambda: group.refused)
+        for seq in (2, 3, 4):
+            author.say("a", seq, meta={**meta, "seq": seq})
+        async with asyncio.timeout(PATIENCE):
+            assert [(await anext(events)).detail for _ in range(3)] == [2, 3, 4]
+        assert "lost" not in events.verdict
 
 
 async def test_a_storm_of_cuts_with_several_authors_and_subscribers() -> None:

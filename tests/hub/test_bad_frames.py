@@ -169,6 +169,26 @@ async def test_a_bad_type_is_complained_about_and_the_connection_goes_on(type: s
         assert (await peer.hears("call.responded", requestId="1"))["output"] == []
 
 
+async def test_a_complaint_quotes_no_more_than_a_name_of_what_may_be_a_whole_frame() -> None:
+    async with a_hub() as hub, a_peer(hub.ticket) as peer:
+        peer.say("__subscribe", {"topics": ["x" * 1_048_500]})
+        assert len((await peer.hears("hub.error", code="BAD_PATTERN"))["about"]) == 255
+        peer.say("__subscribe", {"topics": ["x" * 1_048_400], "policy": "hope"})
+        assert len((await peer.hears("hub.error", code="BAD_PATTERN"))["about"]) == 255
+
+
+async def test_an_event_that_its_meta_makes_too_large_is_complained_about() -> None:
+    """The hub numbers it, and then no frame takes it: nobody else may feel that."""
+    async with a_hub() as hub, undisturbed(hub), a_peer(hub.ticket) as peer:
+        frame = b'{"type":"t.large","detail":"' + b"x" * (1_048_576 - 30) + b'"}'
+        assert len(frame) <= 1_048_576
+        peer.raw(frame)
+        complaint = await peer.hears("hub.error", code="LIMIT", about="t.large")
+        assert "1048576" in complaint["message"]
+        peer.say("t.large", "small")
+        await until(lambda: Numbers(hub)("events_published_total", topic="t.large") == 1)
+
+
 async def test_options_of_a_subscribe_that_cannot_be_are_complained_about() -> None:
     async with a_hub() as hub, a_peer(hub.ticket) as peer:
         wrong: list[dict[str, Any]] = [{"policy": "hope"}, {"policy": []}]
