@@ -88,13 +88,13 @@ async def _measure(
             await bench.calls(names, count, 1_500 if count == 1 else 15_000)
     if "fanout" in chosen:
         for count in subscribers:
-            await bench.fanout(names, count, max(1_000, 800_000 // count), processes=processes)
+            await bench.fanout(names, count, max(1_000, min(20_000, 800_000 // count)), processes=processes)
     if "native" in chosen:
         for count in subscribers:
             await bench.fanout(
-                [name for name in names if name != "redis"],
+                ["bare", *(name for name in names if not name.startswith("redis"))],
                 count,
-                max(2_000, 2_000_000 // count),
+                max(2_000, min(40_000, 2_000_000 // count)),
                 native=True,
                 processes=processes,
             )

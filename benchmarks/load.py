@@ -9,10 +9,12 @@ from typing import Any
 
 import orjson
 
-__all__ = ["Counter", "call_value", "event_value", "measure_calls", "publish_all"]
+__all__ = ["QUIET_SECONDS", "STEP", "Counter", "call_value", "event_value", "measure_calls", "publish_all"]
 
 WARM_CALLS = 200
 YIELD_EVENTS = 64
+STEP = 500
+"""Deliveries that are counted in one go; the events of a run are a multiple of it."""
 QUIET_SECONDS = 10.0
 
 Call = Callable[[Any], Awaitable[Any]]

@@ -1,5 +1,5 @@
-"""The measurements. Systems are started side by side and take turns (A B C A B C ...), so that whatever else the machine
-does falls on all alike; a figure is the median of its turns."""
+"""The measurements. Systems are started side by side and take turns (A B C A B C ...), so that whatever else the
+machine does falls on all alike; a figure is the median of its turns."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.load import STEP
 from benchmarks.processes import Cpu, Worker
 from benchmarks.servers import OURS, Server, start_server
 
@@ -65,7 +66,7 @@ class Bench:
         self, systems: Sequence[str], subscribers: int, events: int, *, native: bool = False, processes: int = 1
     ) -> None:
         """One publisher flat out; deliveries a second from its first event to the last delivery."""
-        events = max(500, int(events * self._scale))
+        events = max(1, round(events * self._scale / STEP)) * STEP
         async with AsyncExitStack() as stack:
             parts = {}
             for system in systems:
@@ -97,10 +98,11 @@ class Bench:
     # The hub's cost.
 
     async def event_cost(self, system: str, subscribers: Sequence[int], events: int, burst: int, pause: float) -> None:
-        """What one published event costs the hub. Subscribers are native, the publisher is paced: the same batches whatever N.
+        """What one published event costs the hub. Subscribers are native, the publisher is paced: the same batches
+        whatever N.
 
-        The thread that runs Python is looked at apart (mode ``threaded``: the network has a thread of its own), and in a
-        second pass Python's functions are counted, which no load can change."""
+        The thread that runs Python is looked at apart (mode ``threaded``: the network has a thread of its own), and in
+        a second pass Python's functions are counted, which no load can change."""
         for count in subscribers:
             async with AsyncExitStack() as stack:
                 server = await self._server(system, stack)
@@ -197,7 +199,7 @@ async def _fan_out(server: Server, publisher: Worker, readers: Sequence[Worker],
     seconds = max(one["ended"] for one in got) - published["began"]
     return {
         "per_second": received / seconds,
-        "server_cpu_us_per_delivery": spent / received * 1e6,
+        "server_cpu_us_per_delivery": spent / max(received, 1) * 1e6,
         "missing": sum(one["missing"] for one in got),
         "doubled": sum(one.get("doubled", 0) for one in got),
         "faults": sum(one["faults"] for one in got),

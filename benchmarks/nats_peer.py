@@ -14,7 +14,7 @@ import nats
 import orjson
 from nats.aio.client import Client
 
-from benchmarks.load import QUIET_SECONDS, Counter, event_value, measure_calls, publish_all
+from benchmarks.load import QUIET_SECONDS, STEP, Counter, event_value, measure_calls, publish_all
 from benchmarks.processes import WorkerIO
 
 
@@ -73,9 +73,9 @@ async def subscribe(job: dict[str, Any], io: WorkerIO) -> None:
             if orjson.loads(message.data)["n"] != expected:
                 counter.faults += 1
             expected += 1
-            if expected == events:
-                counter.got(events)
-                expected = 0
+            if expected % STEP == 0:
+                counter.got(STEP)
+                expected %= events
 
         return got
 

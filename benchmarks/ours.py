@@ -8,7 +8,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import Any
 
-from benchmarks.load import QUIET_SECONDS, Counter, measure_calls, publish_all
+from benchmarks.load import QUIET_SECONDS, STEP, Counter, measure_calls, publish_all
 from benchmarks.processes import WorkerIO
 from broker import Hub, HubConfig, Spoke, connect
 from broker import _gossip_ext as ext
@@ -40,8 +40,8 @@ async def hub(job: dict[str, Any], io: WorkerIO) -> None:
                         profile.dump_stats(path)
                     return _calls_of(profile)
                 case _:
-                    topics = hub.router.topics
-                    return {"fell_behind": topics.fell_behind, "spokes": len(hub.router.sessions)}
+                    sessions = hub.router.sessions.values()
+                    return {"connected": len(sessions), "slow": sum(session.slow for session in sessions)}
 
         await io.serve(do, ticket=hub.ticket)
 
@@ -106,9 +106,9 @@ async def subscribe(job: dict[str, Any], io: WorkerIO) -> None:
                 if event.detail["n"] != expected:
                     counter.faults += 1
                 expected += 1
-                if expected == events:
-                    counter.got(events)
-                    expected = 0
+                if expected % STEP == 0:
+                    counter.got(STEP)
+                    expected %= events
 
         events = job["events"]
         readers = [asyncio.create_task(read(one, events)) for one in subscriptions]

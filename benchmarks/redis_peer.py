@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from redis.asyncio import Redis
 
-from benchmarks.load import Counter, measure_calls, publish_all
+from benchmarks.load import STEP, Counter, measure_calls, publish_all
 from benchmarks.processes import WorkerIO
 
 KEY, REQUESTS, ANSWERS = "bench.events", "bench.requests", "bench.answers"
@@ -105,9 +105,9 @@ async def subscribe(job: dict[str, Any], io: WorkerIO) -> None:
                 if orjson.loads(fields[b"d"])["n"] != expected:
                     counter.faults += 1
                 expected += 1
-                if expected == events:
-                    counter.got(events)
-                    expected = 0
+                if expected % STEP == 0:
+                    counter.got(STEP)
+                    expected %= events
 
     clients = [_client(job) for _ in range(job["subscribers"])]
     tasks = [asyncio.create_task(read(client)) for client in clients]

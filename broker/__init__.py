@@ -6,8 +6,8 @@
     Event, Verdict         what a subscriber is handed, and the truth about what is missing
     run                    an event loop that shares its thread with the network (asyncio.run works too)
 
-Errors are in ``broker.errors``. This is a broker of events between programs that trust one hub; it is not a database, and
-what it keeps it keeps in memory.
+Errors are in ``broker.errors``. This is a broker of events between programs that trust one hub; it is not a database,
+and what it keeps it keeps in memory.
 """
 
 from broker.config import HubConfig

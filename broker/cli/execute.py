@@ -34,7 +34,7 @@ MAX_OUTPUT_BYTES: Final = 1_000_000
 STDERR_TAIL_BYTES: Final = 2_000
 """The end of stderr is where programs say why they failed."""
 READ_BYTES: Final = 65_536
-REAP_SECONDS: Final = 2.0
+KILL_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +82,27 @@ class Command:
     @asynccontextmanager
     async def _process(self, input: Any) -> AsyncIterator[tuple[Process, asyncio.Task[bytes]]]:
         """The process, which has its input, and the end of its stderr when there is one."""
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *self.argv, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
-            )
-        except OSError as error:
-            raise ExecutionFailed(f"{self.argv[0]} cannot be started: {error.strerror}") from None
+        process = await self._start()
         feeding = asyncio.create_task(_feed(process, orjson.dumps(input)))
         stderr = asyncio.create_task(_tail(process))
         try:
             yield process, stderr
         finally:
             # Also after a good end: what it left running in its group would outlive every call.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            feeding.cancel()
-            stderr.cancel()
-            await asyncio.shield(_reap(process, feeding, stderr))
+            await asyncio.shield(_kill(process, feeding, stderr))
+
+    async def _start(self) -> Process:
+        starting = asyncio.create_task(
+            asyncio.create_subprocess_exec(*self.argv, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True)
+        )
+        try:
+            # Cancelled while it connects the pipes, asyncio waits for ever for their end (seen with 3.11).
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.shield(_kill(await asyncio.shield(starting)))
+            raise
+        except OSError as error:
+            raise ExecutionFailed(f"{self.argv[0]} cannot be started: {error.strerror}") from None
 
     async def _bounded(self, process: Process) -> bytes:
         assert process.stdout is not None
@@ -147,11 +151,15 @@ def _offer(spoke: Spoke, command: Command, kind: Any) -> None:
         raise UsageError(str(error)) from None
 
 
-async def _reap(process: Process, *helpers: asyncio.Task[Any]) -> None:
-    """Waits for a killed process. asyncio says that it ended only when its pipes have, so they are read out."""
+async def _kill(process: Process, *helpers: asyncio.Task[Any]) -> None:
+    """Ends a process and its group. asyncio says that it ended only when its pipes have, so they are read out."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for helper in helpers:
+        helper.cancel()
     await asyncio.gather(*helpers, return_exceptions=True)
     with contextlib.suppress(TimeoutError):  # a child of a group of its own may hold a pipe for as long as it likes
-        async with asyncio.timeout(REAP_SECONDS):
+        async with asyncio.timeout(KILL_SECONDS):
             for stream in (process.stdout, process.stderr):
                 while stream is not None and await stream.read(READ_BYTES):
                     pass

@@ -55,8 +55,8 @@ class Channel:
         self.authors[key] = peer
 
     def announcement(self, key: tuple[str, str]) -> list[bytes]:
-        """What is to come of an author. Of one that the hub knows nothing of, subscribers that do not know it either begin
-        after what was acknowledged to it; of any other they have a baseline."""
+        """What is to come of an author. Of one that the hub knows nothing of, subscribers that do not know it either
+        begin after what was acknowledged to it; of any other they have a baseline."""
         acked, seq = self.announced[key]
         heads = [head_of(self.topic, *key, seq)]
         if not self.ring.newest(*key):
@@ -71,7 +71,8 @@ class Channel:
         return [frame for key in self.announced for frame in self.announcement(key)]
 
     def heads(self, *, baseline: bool) -> list[tuple[str, str, int]]:
-        """How far each author is, as far as the hub knows or has been told. A baseline leaves out what is still to come."""
+        """How far each author is, as far as the hub knows or has been told. A baseline leaves out what is still to
+        come."""
         heads = {(author, epoch): seq for author, epoch, seq in self.ring.heads()}
         for key, (acked, seq) in self.announced.items():
             heads[key] = max(heads.get(key, 0), acked if baseline else seq)

@@ -1,8 +1,8 @@
 """Fan-out: a batch's events go to those who keep up, once a topic, and their authors are acknowledged.
 
-The work in Python does not depend on the number of subscribers: the extension queues one shared buffer on each member of a
-topic's group. Members whose queue is full come back from that call and are handed to ``fell_behind``. Not here: those
-who lag (readers.py), and who belongs to a group (topics.py).
+The work in Python does not depend on the number of subscribers: the extension queues one shared buffer on each member
+of a topic's group. Members whose queue is full come back from that call and are handed to ``fell_behind``. Not here:
+those who lag (readers.py), and who belongs to a group (topics.py).
 """
 
 from __future__ import annotations

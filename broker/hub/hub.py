@@ -48,7 +48,8 @@ DIAL_BACKOFF_FIRST, DIAL_BACKOFF_MOST = 0.2, 30.0
 RETURN_TIME = 10.0
 """Seconds in which the spokes of a killed hub notice (limits.idle_timeout) and come back to the restarted one."""
 DRAIN_POLL = 0.02
-"""Seconds between looks at what is still in flight while draining: queues belong to the extension, which has no event for it."""
+"""Seconds between looks at what is still in flight while draining: queues belong to the extension, which has no event
+for it."""
 
 
 class Hub:
@@ -110,7 +111,7 @@ class Hub:
         router.admission.drain([session.node_id for session in router.sessions.values()])
         try:
             async with asyncio.timeout(self.config.drain_timeout if timeout is None else timeout):
-                while any(self._left().values()):
+                while any(self._left().values()):  # noqa: ASYNC110 - the queues' owner has no event for it
                     await asyncio.sleep(DRAIN_POLL)
         except TimeoutError:
             log.warning("not all was done in time: %s", self._left())

@@ -43,8 +43,8 @@ class Places:
         self._expected_until = 0.0
 
     def expect(self, seconds: float) -> None:
-        """The hub was restarted: its subscribers come back within moments, and its memory is empty. Until then the rings
-        do not overwrite what authors refill."""
+        """The hub was restarted: its subscribers come back within moments, and its memory is empty. Until then the
+        rings do not overwrite what authors refill."""
         self._expected_until = time.monotonic() + seconds
 
     def opened(self, channel: Channel, now: float) -> None:

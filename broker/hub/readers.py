@@ -1,7 +1,7 @@
 """Readers: subscribers that are behind, fed from a topic's ring as their queues drain.
 
-Resume, repair, late joiners and slow consumers are all readers. One that has caught up joins its topic's group again. Not here:
-what may be overwritten while they read (protocol/ring.py), and who subscribes to what (topics.py).
+Resume, repair, late joiners and slow consumers are all readers. One that has caught up joins its topic's group again.
+Not here: what may be overwritten while they read (protocol/ring.py), and who subscribes to what (topics.py).
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Readers:
                 self.feed(channel, peer)
 
     def feed(self, channel: Channel, peer: int) -> bool:
-        """Hands a reader what it has not read, until its queue is full or it has caught up. False: no reader any more."""
+        """Hands a reader what it has not read, until its queue is full or it has caught up. False: no reader any
+        more."""
         if peer in channel.paused or peer not in channel.leftover:
             return peer in channel.leftover
         self._fan_out.flush(channel)

@@ -1,8 +1,9 @@
 """Topics in the hub: what is kept of each and who gets it.
 
-Each concrete topic has one channel: a ring of its newest events (protocol/ring.py) and a group in the extension of those
-that keep up. Fan-out is fan_out.py, those who lag are readers.py, those who are expected back places.py. Here events come in,
-topics begin and end, and subscriptions are made, paused and ended. Not here: decoding and access (router.py).
+Each concrete topic has one channel: a ring of its newest events (protocol/ring.py) and a group in the extension of
+those that keep up. Fan-out is fan_out.py, those who lag are readers.py, those who are expected back places.py. Here
+events come in, topics begin and end, and subscriptions are made, paused and ended. Not here: decoding and access
+(router.py).
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ class Topics:
             channel.counters.duplicates += 1
 
     def announced(self, peer: int, topic: str, author: str, epoch: str, seq: int, acked: int) -> None:
-        """An author that (re)connects says how far it is: the hub answers with what it has, subscribers learn of what is
-        to come. ``acked`` is what some hub has had: where a subscriber that knows nothing of the author begins."""
+        """An author that (re)connects says how far it is: the hub answers with what it has, subscribers learn of what
+        is to come. ``acked`` is what some hub has had: where a subscriber that knows nothing of the author begins."""
         channel, key = self.channels.get(topic) or self._open(topic), (author, epoch)
         channel.remember_author(key, peer)
         self._send(peer, "topic.ack", {"topic": topic, "epoch": epoch, "seq": channel.ring.ackable(author, epoch)})
@@ -124,8 +125,8 @@ class Topics:
         return channel
 
     def _close_idlest(self) -> None:
-        """Makes room: a topic that nobody wants goes first, else the one quiet for longest. Its readers are told how far it
-        had come, so that what they did not get is a hole to them and not the end."""
+        """Makes room: a topic that nobody wants goes first, else the one quiet for longest. Its readers are told how
+        far it had come, so that what they did not get is a hole to them and not the end."""
         quietest = islice(self.channels.values(), MAX_IDLE_LOOKED_AT)
         victim = next((c for c in quietest if not len(c.group) and not c.leftover), None)
         victim = victim or next(iter(self.channels.values()))
@@ -188,7 +189,8 @@ class Topics:
         return list(dict.fromkeys(found))
 
     def _place(self, channel: Channel, peer: int, since: Any, tag: str | None) -> None:
-        """Where a subscriber begins on one topic. It is told the newest seq of each author: its baseline, or its hole."""
+        """Where a subscriber begins on one topic. It is told the newest seq of each author: its baseline, or its
+        hole."""
         self._fan_out.flush(channel)
         baseline = since is None
         behind = peer in channel.leftover
@@ -261,7 +263,8 @@ class Topics:
             self.readers.feed(channel, peer)
 
     def _is_paused(self, peer: int, topic: str) -> bool:
-        """Whether every pattern of a peer that matches is paused: one subscription of a program does not hold up another."""
+        """Whether every pattern of a peer that matches is paused: one subscription of a program does not hold up
+        another."""
         paused = self._pauses.covering(peer, topic)
         return paused > 0 and paused == self.subscriptions.covering(peer, topic)
 

@@ -6,12 +6,18 @@ Not here: any rule. They are all in ring.py.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from broker.protocol.routing import Peer, SubscribeOptions
 
-__all__ = ["Batch", "Cursor", "Demoted", "Disconnect", "Head", "Lost", "Outcome", "Source", "Span"]
+__all__ = [
+    "Batch", "Cursor", "Demoted", "Disconnect", "Head", "Lost", "Outcome", "RingSince", "Source", "Span", "already_had",
+]  # fmt: skip
+
+RingSince = Literal["start"] | int | Mapping[str, tuple[str, int]] | None
+"""`place.Since` for one topic: positions are {author: (epoch, seq)}."""
 
 
 class Outcome(Enum):
@@ -117,3 +123,25 @@ class Cursor:
         self.passed_events = self.passed_bytes = 0
         if self.since is not None:
             self.since = now
+
+
+def already_had(since: RingSince, sources: Sequence[Source]) -> dict[Source, int]:
+    """Up to which number of each source a seeker has everything; ``sources`` are in the order of their first event.
+
+    An author that positions do not name began after they were taken. Of several epochs of one author, those heard of
+    before the named one are behind it.
+    """
+    if not isinstance(since, Mapping):
+        return dict.fromkeys(sources, max(0, since - 1) if isinstance(since, int) else 0)
+    known = {(source.author, source.epoch) for source in sources}
+    had: dict[Source, int] = {}
+    reached: set[str] = set()
+    for source in sources:
+        epoch, seq = since.get(source.author, ("", 0))
+        if epoch == source.epoch:
+            reached.add(source.author)
+            had[source] = seq
+        else:
+            behind = source.author not in reached and (source.author, epoch) in known
+            had[source] = source.newest if behind else 0
+    return had

@@ -24,34 +24,33 @@ too: what was read leaves the ring only then. Not here: sending, and what a fram
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
 from itertools import islice
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final
 
-from broker.protocol.cursor import Batch, Cursor, Demoted, Disconnect, Head, Lost, Outcome, Source, Span
+from broker.protocol.cursor import (
+    Batch,
+    Cursor,
+    Demoted,
+    Disconnect,
+    Head,
+    Lost,
+    Outcome,
+    RingSince,
+    Source,
+    Span,
+    already_had,
+)  # fmt: skip  # isort: skip
+from broker.protocol.patience import Patience
 from broker.protocol.routing import Peer, SubscribeOptions
 
 __all__ = [
-    "CAPACITY_BYTES",
-    "CAPACITY_EVENTS",
-    "MAX_AUTHORS",
-    "MAX_READERS",
-    "Batch",
-    "Demoted",
-    "Disconnect",
-    "Head",
-    "Lost",
-    "Outcome",
-    "Ring",
-    "RingSince",
-    "Span",
-]
+    "CAPACITY_BYTES", "CAPACITY_EVENTS", "MAX_AUTHORS", "MAX_READERS",
+    "Batch", "Demoted", "Disconnect", "Head", "Lost", "Outcome", "Ring", "RingSince", "Span",
+]  # fmt: skip
 
 CAPACITY_EVENTS: Final = 10_000
 """A second or two of a busy topic: the time in which a spoke comes back after a break of its network."""
 CAPACITY_BYTES: Final = 64 * 1024 * 1024
-HOLDS: Final = 4
-"""Rule 4: patiences per capacity of events, the same speed that one reader must keep to hold the ring for ever."""
 MAX_UNNAMED: Final = 4_096
 """Sources an overtaken reader remembers where it stood in. Beyond it (and beyond MAX_AUTHORS) `Ring.unnamed` counts."""
 GROWTH: Final = 2
@@ -62,14 +61,8 @@ MAX_READERS: Final = 20_000
 """One a connection, and a process has 20,000 open files at most."""
 
 _NEVER: Final = 2**63
-_MOMENT: Final = 1e-6
-"""Seconds: sums of floats fall short of a deadline by less."""
 _SLACK: Final = 1_024
 """Evicted places are cut off the list of entries when there are so many, and as many as entries."""
-
-RingSince = Literal["start"] | int | Mapping[str, tuple[str, int]] | None
-"""`sequence.Since` for this one topic: positions are {author: (epoch, seq)}."""
-
 
 _Entry = tuple[Source, int, bytes]
 
@@ -98,9 +91,7 @@ class Ring:
         # Lower bounds of the indexes of all readers that can be overtaken, and of those that may hold the ring.
         self._floor = self._hold = _NEVER
         self._stale = False
-        self._spent = 0.0
-        self._since: float | None = None
-        self._mark = 0
+        self._patience = Patience(capacity_events)
 
     def __len__(self) -> int:
         return self.next_index - self.first_index
@@ -258,7 +249,7 @@ class Ring:
         self._stale = True
         if since is not None:
             one = Cursor(self.next_index, options)
-            had = self._had(since)
+            had = already_had(since, [*self._orphans, *self._sources.values()])
             for source, seq in had.items():
                 one.lost += self._left_out(source, seq)
                 place = self._place(source, seq + 1)
@@ -338,12 +329,7 @@ class Ring:
         """When `tick` has something to do; a time that has passed means at once."""
         if self._effects:
             return 0.0
-        if not self.held:
-            return None
-        holders = self._holders()
-        left = self._budget(holders) - self._spent
-        dues = [one.since + min(left, one.options.patience - one.spent) for one in holders if one.since is not None]
-        return min(dues) if dues and len(dues) == len(holders) else 0.0
+        return self._patience.due(self._holders().values()) if self.held else None
 
     def _settle(self, now: float) -> None:
         """Evict what may go, and count the patience of those that stop the rest, until nobody's runs out."""
@@ -353,41 +339,19 @@ class Ring:
 
     def _account(self, now: float) -> bool:
         """Count patience up to ``now``. True when somebody ran out of it."""
-        if self.next_index - self._mark >= self._capacity_events:
-            self._mark, self._spent = self.next_index, 0.0
-        if not self.held:
-            if self._since is not None:
-                self._since = None
-                for one in self._readers.values():
-                    one.since = None
-            return False
-        if self._since is not None:
-            self._spent += now - self._since
-        self._since = now
-        budget = self._budget(self._holders())
-        demoted = False
-        for peer, one in self._readers.items():
-            if not self._holds(one):
-                one.since = None
-                continue
-            one.spent += 0.0 if one.since is None else now - one.since
-            one.since = now
-            if one.spent + _MOMENT >= one.options.patience or self._spent + _MOMENT >= budget:
-                one.demoted, one.since = True, None
-                self._effects.append(Demoted(peer))
-                self.demotions += 1
-                demoted = self._stale = True
-        return demoted
+        holders = self._holders() if self.held else {}
+        spent = self._patience.count(holders, self._readers, self.next_index, now)
+        for peer in spent:
+            holders[peer].demoted, holders[peer].since = True, None
+            self._effects.append(Demoted(peer))
+            self.demotions += 1
+            self._stale = True
+        return bool(spent)
 
-    def _holds(self, one: Cursor) -> bool:
-        """Whether a reader needs what is over capacity, if the ring is held."""
-        return one.blocks and (one.index <= self.first_index or one.index < self.next_index - self._capacity_events)
-
-    def _holders(self) -> list[Cursor]:
-        return [one for one in self._readers.values() if self._holds(one)]
-
-    def _budget(self, holders: list[Cursor]) -> float:
-        return HOLDS * max((one.options.patience for one in holders), default=0.0)
+    def _holders(self) -> dict[Peer, Cursor]:
+        """The readers that need what is over capacity, if the ring is held."""
+        over = max(self.first_index + 1, self.next_index - self._capacity_events)
+        return {peer: one for peer, one in self._readers.items() if one.blocks and one.index < over}
 
     # -- the entries
 
@@ -414,23 +378,6 @@ class Ring:
         for source in {**marks, **self._orphans, **dict.fromkeys(self._sources.values())}:
             lost += self._left_out(source, marks.get(source, source.first - 1))
         return lost
-
-    def _had(self, since: Literal["start"] | int | Mapping[str, tuple[str, int]]) -> dict[Source, int]:
-        """Up to which number of each source a seeker has everything."""
-        sources = [*self._orphans, *self._sources.values()]
-        if not isinstance(since, Mapping):
-            return dict.fromkeys(sources, 0 if since == "start" else max(0, int(since) - 1))
-        had: dict[Source, int] = {}
-        reached: set[str] = set()
-        for source in sources:
-            epoch, seq = since.get(source.author, ("", 0))
-            if epoch == source.epoch:
-                reached.add(source.author)
-                had[source] = seq
-            else:
-                behind = source.author not in reached and (source.author, epoch) in self._sources
-                had[source] = source.newest if behind else 0
-        return had
 
     def shed(self, count: int) -> int:
         """Give up the oldest ``count`` entries, whoever needs them: the hub is over a bound of its own."""

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
+from typing import Final, Generic, TypeVar
 
-from broker.errors import FrameError
+from broker.protocol.place import Origin, Positions, Since, check_seq, origin, parse_since
 from broker.protocol.tracker import HELD_TOTAL, MAX_SEQ, PATIENT, Budget, Range, Tracker
+from broker.protocol.verdict import Repair, Summary, Verdict
 
 __all__ = [
     "MAX_SEQ",
@@ -45,102 +46,8 @@ REMEMBERED: Final = 65_536
 """Sequences put away for lack of trackers, as a position alone. Beyond it they are forgotten; the verdict says so."""
 POSITIONS_BYTES: Final = 512 * 1024
 """Half a frame. What is left out of a positions object is sent again by the hub and dropped here as a duplicate."""
-MAX_NAME: Final = 128
-"""Characters of an author or epoch from a peer: a NodeId has 64, an epoch 16."""
-_WORDS: Final = 8
-"""Lost ranges spelled out in a verdict's word; the others are in its fields."""
-
 T = TypeVar("T")
 Key = tuple[str, str, str]
-Positions = Mapping[str, Mapping[str, tuple[str, int]]]
-Since = Literal["start"] | int | Positions | None
-
-
-class Origin(NamedTuple):
-    """Who sent an event, and as which of theirs."""
-
-    author: str
-    epoch: str
-    seq: int
-
-
-class Repair(NamedTuple):
-    """A hole to ask for, both ends included."""
-
-    topic: str
-    author: str
-    epoch: str
-    a: int
-    b: int
-
-    def to_json(self) -> dict[str, Any]:
-        """The detail of ``topic.repair`` (and, in the hub's mouth, ``topic.lost``)."""
-        return {"topic": self.topic, "author": self.author, "epoch": self.epoch, "from": self.a, "to": self.b}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What became of one sequence, from ``start`` up to ``known``, the newest number heard of.
-
-    ``received`` events came (and are delivered, or held back behind a hole). ``lost`` and ``missing`` are ranges, both
-    ends included. ``merged`` numbers inside ``lost`` did arrive: there were too many ranges to keep them apart.
-    ``late`` events came after they had been given up.
-    """
-
-    topic: str
-    author: str
-    epoch: str
-    start: int
-    known: int
-    received: int
-    duplicates: int
-    repaired: int
-    late: int
-    lost: tuple[Range, ...]
-    missing: tuple[Range, ...]
-    merged: int = 0
-    unsure: bool = False
-
-    @property
-    def word(self) -> str:
-        """``pending`` while something is missing, else ``lost([a,b],..)``, ``unknown``, ``repaired(n)``, ``complete``.
-
-        ``unknown``: this sequence had been forgotten for lack of room, so nobody can say what came before.
-        """
-        if self.missing:
-            return "pending"
-        if self.lost:
-            more = f",...{len(self.lost) - _WORDS} more" if len(self.lost) > _WORDS else ""
-            return f"lost({','.join(f'[{a},{b}]' for a, b in self.lost[:_WORDS])}{more})"
-        if self.unsure:
-            return "unknown"
-        return f"repaired({self.repaired})" if self.repaired else "complete"
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__} | {"verdict": self.word}
-
-
-class Summary(NamedTuple):
-    """Sums over all sequences of a subscription. ``forgotten``: sequences of which nothing is known any more."""
-
-    sequences: int
-    received: int
-    duplicates: int
-    repaired: int
-    late: int
-    lost: int
-    missing: int
-    forgotten: int
-
-    @property
-    def word(self) -> str:
-        if self.missing:
-            return "pending"
-        if self.lost:
-            return f"lost({self.lost})"
-        if self.forgotten:
-            return "unknown"
-        return f"repaired({self.repaired})" if self.repaired else "complete"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +99,7 @@ class Sequences(Generic[T]):
             tracker.received += 1
             tracker.touched = now
             return [item]
-        _check(seq, 1)
+        check_seq(seq, 1)
         if tracker is None:
             tracker = self._first(key, seq, now)
         out: list[T] = tracker.take(seq, item, now)
@@ -206,7 +113,7 @@ class Sequences(Generic[T]):
         if not items:
             return []
         if tracker is None:
-            _check(first_seq, 1)
+            check_seq(first_seq, 1)
             tracker = self._first(key, first_seq, now)
         end = first_seq + len(items)
         if tracker.next == tracker.top + 1 and first_seq <= tracker.next < end <= MAX_SEQ:
@@ -226,7 +133,7 @@ class Sequences(Generic[T]):
 
     def head(self, topic: str, author: str, epoch: str, seq: int, now: float, *, baseline: bool = False) -> None:
         """The author's newest number is ``seq``. ``baseline``: said in answer to the first subscribe."""
-        _check(seq, 0)
+        check_seq(seq, 0)
         key = (topic, author, epoch)
         tracker = self._trackers.get(key)
         if tracker is not None:
@@ -242,8 +149,8 @@ class Sequences(Generic[T]):
 
     def lost(self, topic: str, author: str, epoch: str, a: int, b: int, now: float) -> list[T]:
         """Nobody has ``a..b`` any more. Returns the items that waited for it."""
-        _check(a, 1)
-        _check(b, a)
+        check_seq(a, 1)
+        check_seq(b, a)
         key = (topic, author, epoch)
         tracker = self._trackers.get(key)
         if tracker is None:
@@ -262,7 +169,7 @@ class Sequences(Generic[T]):
     def left_out(self, topic: str, author: str, epoch: str, seq: int, now: float) -> None:
         """An event came for which there is no room here: a hole, to be had again. Not to be passed over in silence: of
         an author not heard of before, the next event would begin the sequence."""
-        _check(seq, 1)
+        check_seq(seq, 1)
         key = (topic, author, epoch)
         tracker = self._trackers.get(key) or self._first(key, seq, now)
         tracker.refuse(seq, now)
@@ -419,48 +326,3 @@ def _sum(sums: Summary, tracker: Tracker, *, past: bool = False) -> Summary:
 
 def _size(ranges: list[Range] | tuple[Range, ...]) -> int:
     return sum(b - a + 1 for a, b in ranges)
-
-
-def _check(seq: int, least: int) -> None:
-    if type(seq) is not int or not least <= seq <= MAX_SEQ:
-        raise FrameError(f"sequence number {seq!r} is not an integer from {least} to {MAX_SEQ}", close_code=24)
-
-
-def origin(meta: Mapping[str, Any] | None) -> Origin | None:
-    """Author, epoch and seq of a message's ``meta``; None when it has none (an upstream peer).
-
-    FrameError when it has some of them, or what cannot be one: taken for none it would be numbered a second time.
-    """
-    if meta is None or not ("author" in meta or "epoch" in meta or "seq" in meta):
-        return None
-    author, epoch, seq = meta.get("author"), meta.get("epoch"), meta.get("seq")
-    if not (_is_name(author) and _is_name(epoch) and type(seq) is int and 1 <= seq <= MAX_SEQ):
-        raise FrameError("meta: author and epoch are strings, seq an integer from 1", close_code=24)
-    return Origin(author, epoch, seq)  # type: ignore[arg-type]
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= MAX_NAME
-
-
-def parse_since(value: Any) -> Since:
-    """The ``since`` of a ``__subscribe``; FrameError when it is none of its four forms."""
-    if value is None:
-        return None
-    if value == "start":
-        return "start"
-    if type(value) is int and 0 <= value <= MAX_SEQ:
-        return value
-    if isinstance(value, dict):
-        return {topic: _authors(authors) for topic, authors in value.items()}
-    raise FrameError("since: null, 'start', a number from 0, or {topic: {author: [epoch, seq]}}", close_code=24)
-
-
-def _authors(authors: Any) -> dict[str, tuple[str, int]]:
-    if isinstance(authors, dict):
-        found = {author: tuple(at) for author, at in authors.items() if isinstance(at, (list, tuple))}
-        if len(found) == len(authors) and all(
-            len(at) == 2 and _is_name(at[0]) and type(at[1]) is int and 0 <= at[1] <= MAX_SEQ for at in found.values()
-        ):
-            return found
-    raise FrameError("since: positions are {topic: {author: [epoch, seq]}}", close_code=24)

@@ -112,7 +112,9 @@ class Answers:
         offer = self._offers.get(start.operation)
         if offer is None:
             self._apply(
-                self._answering.fail(start.request_id, "OPERATION_NOT_FOUND", f"this spoke does not offer {start.operation}")
+                self._answering.fail(
+                    start.request_id, "OPERATION_NOT_FOUND", f"this spoke does not offer {start.operation}"
+                )
             )
             return
         call = Call(start.request_id, start.operation, start.identity or {})

@@ -112,7 +112,14 @@ class Calls:
         stream = self._streams[request_id] = _Stream()
         try:
             self._start(
-                request_id, operation, input, timeout, parent=parent, everyone=everyone, stream=not everyone, window=window
+                request_id,
+                operation,
+                input,
+                timeout,
+                parent=parent,
+                everyone=everyone,
+                stream=not everyone,
+                window=window,
             )
             while True:
                 while stream.items:
@@ -209,7 +216,8 @@ class Calls:
             stream.wake()
 
     def _arm(self, now: float) -> None:
-        """One timer for the earliest local deadline. They are late by design: the hub's TIMEOUT normally comes first."""
+        """One timer for the earliest local deadline. They are late by design: the hub's TIMEOUT normally comes
+        first."""
         due = self._caller.next_deadline()
         if due is None or (self._timer is not None and self._timer_at <= due):
             return

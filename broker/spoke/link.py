@@ -1,8 +1,8 @@
 """Keeps one connection to the hub: dials, waits for the hub's word, and dials again when it is gone.
 
-The link is the endpoint's handler (border.py). It decodes frames and passes each message to whoever registered for its type; it
-knows nothing of calls or topics. Attempts are spaced with full jitter. A spoke that is dialled (``accept``) waits
-for the hub instead.
+The link is the endpoint's handler (border.py). It decodes frames and passes each message to whoever registered for its
+type; it knows nothing of calls or topics. Attempts are spaced with full jitter. A spoke that is dialled (``accept``)
+waits for the hub instead.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ class Link:
         return self._registered
 
     async def wait_up(self, timeout: float | None) -> None:
-        """Returns when up. Raises what the first attempt failed with: Refused, Unreachable, or ConnectError at the deadline."""
+        """Returns when up. Raises what the first attempt failed with: Refused, Unreachable, or ConnectError at the
+        deadline."""
         try:
             async with asyncio.timeout(timeout):
                 while not self._registered:
@@ -109,7 +110,8 @@ class Link:
                     await self._changed()
         except TimeoutError:
             raise self._failure or Unreachable(
-                f"the hub did not answer within {timeout} s; is it running, and does the ticket have its current address?"
+                f"the hub did not answer within {timeout} s; "
+                "is it running, and does the ticket have its current address?"
             ) from None
 
     def _raise_if_over(self) -> None:
@@ -160,7 +162,8 @@ class Link:
         limit = self._options.max_frame_bytes
         if len(frame) > limit:
             raise EventTooLarge(
-                f"{type}: a message of {len(frame)} bytes, the limit is {limit}. Send a reference to the data, or split it.",
+                f"{type}: a message of {len(frame)} bytes, the limit is {limit}. "
+                "Send a reference to the data, or split it.",
                 size=len(frame),
                 limit=limit,
             )
@@ -184,10 +187,14 @@ class Link:
             self._backlog_bytes -= len(self._backlog.popleft())
 
     def send_calls(self, frames: list[bytes]) -> bool:
-        return self._conn is not None and self.endpoint is not None and self.endpoint.send(self._conn, frames, ext.CALLS)
+        return (
+            self._conn is not None and self.endpoint is not None and self.endpoint.send(self._conn, frames, ext.CALLS)
+        )
 
     def send_topics(self, frames: list[bytes]) -> bool:
-        return self._conn is not None and self.endpoint is not None and self.endpoint.send(self._conn, frames, ext.TOPICS)
+        return (
+            self._conn is not None and self.endpoint is not None and self.endpoint.send(self._conn, frames, ext.TOPICS)
+        )
 
     def fail(self, error: FrameError) -> None:
         """Ends the connection: the peer broke the rules."""
@@ -270,7 +277,9 @@ class Link:
         if kind == "refused":
             self._failure = Refused(f"the hub refused this spoke: {message}", close_code=code or 0, reason=message)
         else:
-            self._failure = Unreachable(f"the hub did not answer: {message}; is it running, and is the ticket its current one?")
+            self._failure = Unreachable(
+                f"the hub did not answer: {message}; is it running, and is the ticket its current one?"
+            )
         self._token = -1
         self._signal()
 

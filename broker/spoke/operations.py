@@ -46,14 +46,14 @@ class Offer:
         return self.operation.kind == "subscription"
 
 
-def typed(
-    function: Callable[..., Any], id: str, *, kind: Kind | None = None, description: str | None = None
-) -> Offer:
+def typed(function: Callable[..., Any], id: str, *, kind: Kind | None = None, description: str | None = None) -> Offer:
     """An offer from a function's signature. A parameter named ``call`` gets the :class:`Call`; every other one is a key
     of the input object. TypeError when a parameter cannot be a JSON key."""
     signature = inspect.signature(function)
     hints = get_type_hints(function, include_extras=True)
-    fields = {name: _field(function, parameter, hints) for name, parameter in signature.parameters.items() if name != "call"}
+    fields = {
+        name: _field(function, parameter, hints) for name, parameter in signature.parameters.items() if name != "call"
+    }
     wants_call = "call" in signature.parameters
     streams = inspect.isasyncgenfunction(function)
     model = create_model(f"{id} input", __config__=ConfigDict(extra="forbid"), **fields)  # type: ignore[call-overload]
@@ -68,7 +68,9 @@ def typed(
     if streams != (operation.kind == "subscription"):
         raise TypeError(f"{id}: an async generator is a subscription, and only that is")
     arguments = _Arguments(model, wants_call)
-    return Offer(operation, _streaming(function, arguments, output) if streams else _single(function, arguments, output))
+    return Offer(
+        operation, _streaming(function, arguments, output) if streams else _single(function, arguments, output)
+    )
 
 
 def _field(function: Callable[..., Any], parameter: inspect.Parameter, hints: dict[str, Any]) -> tuple[Any, Any]:

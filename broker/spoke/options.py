@@ -12,7 +12,8 @@ class SpokeOptions:
     """Times are seconds, sizes bytes."""
 
     bind: str | None = None
-    """Local UDP address ``host:port``. None: loopback when the ticket has only loopback addresses, else every interface."""
+    """Local UDP address ``host:port``. None: loopback when the ticket has only loopback addresses, else every
+    interface."""
     accept: bool = False
     """Takes incoming connections: a spoke that is dialled."""
     max_frame_bytes: int = 1_048_576

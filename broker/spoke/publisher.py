@@ -1,8 +1,8 @@
 """The author's side of topics: what was published and how far the hub has it.
 
-``publish`` puts the event into its topic's publication (protocol/publication.py) and returns its place in the sequence; one pass a
-loop turn sends what is new. What the hub has not acknowledged is kept, in bounds, and sent again after a reconnect,
-starting from what the hub says it has. Not here: how frames get to the hub (link.py).
+``publish`` puts the event into its topic's publication (protocol/publication.py) and returns its place in the
+sequence; one pass a loop turn sends what is new. What the hub has not acknowledged is kept, in bounds, and sent again
+after a reconnect, starting from what the hub says it has. Not here: how frames get to the hub (link.py).
 """
 
 from __future__ import annotations
@@ -206,8 +206,8 @@ class Publisher:
                     await waiter
         except TimeoutError:
             raise CallTimeout(
-                f"no room for another event on {topic} within {timeout} s: {box.publication.unacked} wait for the hub's "
-                "acknowledgement; it is away, or a slow subscriber holds publishers back"
+                f"no room for another event on {topic} within {timeout} s: {box.publication.unacked} wait for the "
+                "hub's acknowledgement; it is away, or a slow subscriber holds publishers back"
             ) from None
 
     def _room_made(self, box: _Outbox) -> None:

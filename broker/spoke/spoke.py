@@ -1,7 +1,7 @@
 """A spoke: offers operations, asks for others', publishes and subscribes, over one connection that it keeps alive.
 
-This file joins the parts and is what a program holds; each part has a file of its own: link (the connection), calls (asking),
-answers (answering), publisher and subscriptions (topics), operations (typed functions).
+This file joins the parts and is what a program holds; each part has a file of its own: link (the connection), calls
+(asking), answers (answering), publisher and subscriptions (topics), operations (typed functions).
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ class Spoke:
         self._listeners: list[tuple[str, Listener]] = []
         self._listening: list[asyncio.Task[None]] = []
         self._draining = False
-        self._link = Link(
-            secret=secret or ext.generate_secret(), options=self.options, registration=self._registration
-        )
+        self._link = Link(secret=secret or ext.generate_secret(), options=self.options, registration=self._registration)
         self._calls = Calls(self._link.send, self._link.control)
         self._answers = Answers(self._offers, self._link.send, self._link.control)
         self._publisher = Publisher(
@@ -90,9 +88,7 @@ class Spoke:
 
     # Declaring.
 
-    def operation(
-        self, id: str, *, kind: Kind | None = None, description: str | None = None
-    ) -> Callable[[F], F]:
+    def operation(self, id: str, *, kind: Kind | None = None, description: str | None = None) -> Callable[[F], F]:
         """Decorator: the function answers calls of ``id``. Its type hints give the schemas; an async generator is a
         subscription."""
 
@@ -196,7 +192,8 @@ class Spoke:
         await self._link.wait_up(timeout)
 
     async def drain(self, timeout: float) -> int:
-        """Offers nothing any more and finishes the calls being answered. Returns how many were cancelled at the deadline."""
+        """Offers nothing any more and finishes the calls being answered. Returns how many were cancelled at the
+        deadline."""
         self._draining = True
         self._link.control("hub.register", self._registration())
         return await self._answers.finish(timeout)
@@ -220,15 +217,13 @@ class Spoke:
     def stream(
         self, operation: str, input: Any = None, *, timeout: float | None = None, window: int = 256
     ) -> AsyncIterator[Any]:
-        """The outputs of a subscription operation. At most ``window`` are under way unread. Without a timeout it lives as
-        long as both its ends are connected."""
-        return self._calls.stream(
-            operation, input, timeout=timeout, window=window, parent=_parent()
-        )
+        """The outputs of a subscription operation. At most ``window`` are under way unread. Without a timeout it lives
+        as long as both its ends are connected."""
+        return self._calls.stream(operation, input, timeout=timeout, window=window, parent=_parent())
 
     async def roll_call(self, operation: str, input: Any = None, *, timeout: float = 1.0) -> RollCall:
-        """One answer from each spoke that offers ``operation``, and the names of those that did not answer in time. A hub
-        that knows no roll-call is asked plainly: one answer, in the hub's name."""
+        """One answer from each spoke that offers ``operation``, and the names of those that did not answer in time. A
+        hub that knows no roll-call is asked plainly: one answer, in the hub's name."""
         if not self._rolls:
             output = await self._calls.call(operation, input, timeout=timeout, parent=_parent())
             return RollCall([Answer(self.hub_node_id, None, output)])
@@ -324,7 +319,9 @@ class Spoke:
                 self._publisher.refused(about, f"{code}: {message}")
             if code in SUBSCRIBING_COMPLAINTS and action in (None, "subscribe"):
                 text = f"the hub does not take the subscription to {about!r}: {message}"
-                self._subscriptions.refused(about, AccessDenied(text) if code == "ACCESS_DENIED" else TopicError(text, code=code))
+                self._subscriptions.refused(
+                    about, AccessDenied(text) if code == "ACCESS_DENIED" else TopicError(text, code=code)
+                )
 
     async def _listen(self, pattern: str, listener: Listener) -> None:
         async with self.subscribe(pattern) as events:

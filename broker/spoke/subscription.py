@@ -1,9 +1,10 @@
 """A subscription: patterns, a bounded queue, and the truth about what is missing from it.
 
-Arriving events pass the sequence tracker (protocol/sequence.py), which drops duplicates and knows holes, and wait in the queue
-until the program reads them. A program that does not keep up meets the policy it chose:
+Arriving events pass the sequence tracker (protocol/sequence.py), which drops duplicates and knows holes, and wait in
+the queue until the program reads them. A program that does not keep up meets the policy it chose:
 
-* ``block``: the hub is asked to pause; it holds publishers back for as long as ``patience`` allows. What is still under way is
+* ``block``: the hub is asked to pause; it holds publishers back for as long as ``patience`` allows. What is still
+under way is
   taken up to a hard bound; beyond it events are left out, which the tracker sees as a hole and asks for again.
 * ``drop_oldest``: the oldest unread event makes room and is named lost.
 * ``disconnect``: the subscription ends with SlowConsumer once what it holds has been read.
@@ -30,8 +31,8 @@ Policy = Literal["block", "drop_oldest", "disconnect"]
 Since = Literal["start"] | int | None
 
 UNDER_WAY = 65_536
-"""Events that a full queue still takes after the hub was asked to pause: more small ones than the hub's lane, QUIC's windows
-and the inbox hold, so that only a hub that does not know the request ever sends so many."""
+"""Events that a full queue still takes after the hub was asked to pause: more small ones than the hub's lane, QUIC's
+windows and the inbox hold, so that only a hub that does not know the request ever sends so many."""
 
 UNPLACED_TOPICS = 16_384
 """Topics without places that one subscription counts on; beyond it it counts anew, in a new epoch."""
@@ -88,14 +89,14 @@ class Subscription:
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """One per topic, author and epoch heard so far. What a hub without sequences sent is ``unknown``: it cannot be told
-        what is missing from it."""
+        """One per topic, author and epoch heard so far. What a hub without sequences sent is ``unknown``: it cannot be
+        told what is missing from it."""
         return [verdict if verdict.author else replace(verdict, unsure=True) for verdict in self._sequences.verdicts()]
 
     @property
     def verdict(self) -> str:
-        """One word for all of it: the worst of the authors' verdicts, or ``pending`` while the hub is away or holds back
-        what the program has no room for. After the end, the last one."""
+        """One word for all of it: the worst of the authors' verdicts, or ``pending`` while the hub is away or holds
+        back what the program has no room for. After the end, the last one."""
         if self._ended:
             return self._last_verdict
         word = worst(self.verdicts)
@@ -182,8 +183,8 @@ class Subscription:
             self._admit(ready)
 
     def receive_unplaced(self, topic: str, detail: Any, now: float) -> None:
-        """One event of a hub that gives events no place (upstream's): its place is its turn of arrival, counted here from
-        where this subscription begins, so that what such a hub never sent is no hole."""
+        """One event of a hub that gives events no place (upstream's): its place is its turn of arrival, counted here
+        from where this subscription begins, so that what such a hub never sent is no hole."""
         if self._ended:
             return
         if len(self._unplaced) >= UNPLACED_TOPICS and topic not in self._unplaced:
@@ -224,8 +225,8 @@ class Subscription:
                 self._owner.end(self)
                 self.finish(
                     SlowConsumer(
-                        f"the program fell {pending} events behind on {', '.join(self.patterns)} and its policy is to end then; "
-                        "read faster, or subscribe with policy 'block' or 'drop_oldest'",
+                        f"the program fell {pending} events behind on {', '.join(self.patterns)} and its "
+                        "policy is to end then; read faster, or subscribe with policy 'block' or 'drop_oldest'",
                         pending=pending,
                     )
                 )
@@ -236,7 +237,8 @@ class Subscription:
         self._sequences.dropped(event.type, meta["author"], meta["epoch"], meta["seq"])
 
     def _resume(self) -> None:
-        """Half empty again: the hub goes on where it paused, or, after events were left out, from what is known here."""
+        """Half empty again: the hub goes on where it paused, or, after events were left out, from what is known
+        here."""
         if len(self._queue) > self._bound // 2:
             return
         self._paused = False
@@ -305,4 +307,3 @@ def worst(verdicts: list[Verdict]) -> str:
         return "unknown"
     repaired = sum(verdict.repaired for verdict in verdicts)
     return f"repaired({repaired})" if repaired else "complete"
-

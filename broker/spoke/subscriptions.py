@@ -39,7 +39,8 @@ _new: Any = tuple.__new__
 
 
 class Subscriptions:
-    """``send`` hands the hub a control message, which it hears unless the connection ends. The owner of every subscription here."""
+    """``send`` hands the hub a control message, which it hears unless the connection ends. The owner of every
+    subscription here."""
 
     def __init__(self, send: Callable[[str, Any], None]) -> None:
         self._send = send
@@ -299,7 +300,9 @@ def _place_of_event(topic: str, meta: dict[str, Any]) -> tuple[str, str, int]:
     try:
         author, epoch, seq = meta["author"], meta["epoch"], meta["seq"]
     except KeyError as missing:
-        raise FrameError(f"an event of {topic} has no {missing} in its meta", close_code=CloseCode.BAD_MESSAGE) from None
+        raise FrameError(
+            f"an event of {topic} has no {missing} in its meta", close_code=CloseCode.BAD_MESSAGE
+        ) from None
     if type(seq) is not int or type(author) is not str or type(epoch) is not str:
         raise FrameError(f"an event of {topic} has a malformed meta", close_code=CloseCode.BAD_MESSAGE)
     return author, epoch, seq
@@ -329,4 +332,3 @@ def _place_of(detail: Any, key: str) -> tuple[str, str, str, int]:
         if type(topic) is str and type(author) is str and type(epoch) is str and type(seq) is int:
             return topic, author, epoch, seq
     raise FrameError(f"a topic message needs topic, author, epoch and {key}", close_code=CloseCode.BAD_MESSAGE)
-

@@ -189,10 +189,9 @@ impl Inbox {
     }
 
     fn lower(&self) {
-        if self.filled.swap(false, Ordering::AcqRel) {
-            if self.armed.load(Ordering::Acquire) {
-                let _ = rustix::io::read(&self.event, &mut [0u8; 8]);
-            }
+        if self.filled.swap(false, Ordering::AcqRel) && self.armed.load(Ordering::Acquire) {
+            // It fails only when nothing was written, which is as well.
+            let _ = rustix::io::read(&self.event, &mut [0u8; 8]);
         }
     }
 

@@ -156,6 +156,20 @@ def test_a_hub_says_what_it_dropped(start: Start, tmp_path: Path) -> None:
     assert "EXECUTION_ERROR" in call.errors
 
 
+def test_a_second_signal_ends_a_hub_at_once(start: Start, tmp_path: Path) -> None:
+    hub = start("hub", "--open", "--http", "off", "--json", "--drain-timeout", "60")
+    hub.ready = hub.row()
+    flag = tmp_path / "began"
+    serve(start, hub, "--exec", f"slow.one=sh -c 'touch {flag}; sleep 100'")
+    start("call", hub.ticket, "slow.one")
+    wait_for(flag)
+    hub.process.send_signal(signal.SIGTERM)
+    while "draining" not in hub.errors:
+        time.sleep(0.01)
+    assert hub.end(signal.SIGTERM) == 130
+    assert "Traceback" not in hub.errors
+
+
 def wait_for(path: Path) -> None:
     """Until another process has made the file; the test's own timeout bounds it."""
     while not path.exists():

@@ -19,7 +19,7 @@ LINES = 20_000
 
 
 def subscribe(start: Start, hub: Running, *args: object, output: Path | None = None) -> Running:
-    """A subscriber that has told the hub so. It sends what it sends in order, so what is published from now on comes."""
+    """A subscriber that has told the hub so. It sends in order, so it gets what is published from now on."""
     running = start("sub", hub.ticket, *args, "--log-level", "info", output=output)
     while "subscribed to" not in running.errors:
         assert running.process.poll() is None, running.errors

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from broker import _gossip_ext as ext
 from broker.cli import main
 from broker.protocol.ticket import Ticket
 from tests.cli.conftest import Start
 from tests.cli.processes import Running, broker
 
 COMMANDS = ("hub", "demo", "serve", "call", "pub", "sub", "ls", "bench", "check", "key", "key new", "key show")
-NOBODY = Ticket(node_id="ab" * 32, addrs=("127.0.0.1:9",)).encode()
+NOBODY = Ticket(node_id=ext.node_id(bytes(range(32))), addrs=("127.0.0.1:9",)).encode()
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,167 @@
+"""How readers hold the ring and the acknowledgements up, and how long they may."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker.protocol.patience import HOLDS
+from broker.protocol.ring import Demoted, Disconnect, Head, Lost, Ring
+from broker.protocol.routing import SubscribeOptions
+from tests.protocol.rings import BLOCK, E, fill, numbers, read
+
+
+def test_a_blocking_reader_holds_the_ring_and_the_acknowledgements() -> None:
+    ring = Ring(capacity_events=4)
+    fill(ring, 1, 2)
+    assert ring.newly_ackable() == [Head("a", E, 2)]
+    ring.lag(1, 0, BLOCK, 0.0)
+    fill(ring, 3, 4, 5, 6)
+    assert ring.tick(0.0) == []
+    assert ring.held
+    assert ring.newly_ackable() == []
+    assert ring.ackable("a", E) == 2
+    assert numbers(ring.read(1, 2, 10**6, 0.5)) == [1, 2]
+    assert ring.next_deadline() == 0.0
+    assert ring.newly_ackable() == [Head("a", E, 6)]
+    assert not ring.held
+    assert len(ring) == 4
+    assert numbers(read(ring, now=0.5)) == [3, 4, 5, 6]
+
+
+def test_beyond_twice_the_capacity_even_a_blocking_reader_loses() -> None:
+    ring = Ring(capacity_events=4)
+    fill(ring, 1)
+    ring.lag(1, 0, BLOCK, 0.0)
+    fill(ring, *range(2, 9))
+    assert len(ring) == 8
+    fill(ring, 9)
+    assert len(ring) == 4, "once it is lost for this reader nothing holds the rest"
+    batch = read(ring)
+    assert batch.lost == [Lost("a", E, 1, 5)]
+    assert numbers(batch) == [6, 7, 8, 9]
+
+
+def test_patience_runs_only_while_the_ring_is_held() -> None:
+    ring = Ring(capacity_events=4)
+    fill(ring, 1, 2, 3, 4)
+    ring.lag(1, 0, BLOCK, 0.0)
+    assert ring.next_deadline() is None
+    assert ring.tick(100.0) == []
+    fill(ring, 5)
+    assert ring.next_deadline() == 0.0, "the time of an append is not known: tick says it"
+    assert ring.tick(200.0) == []
+    assert ring.next_deadline() == 202.0
+    assert ring.tick(201.9) == []
+    assert ring.tick(202.0) == [Demoted(1)]
+    assert not ring.held
+    assert ring.newly_ackable() == [Head("a", E, 5)]
+    assert ring.demotions == 1
+    batch = read(ring)
+    assert batch.lost == [Lost("a", E, 1, 1)]
+    assert batch.caught_up
+    ring.lag(1, ring.next_index, BLOCK, 300.0)
+    fill(ring, 6, 7, 8, 9, 10)
+    ring.tick(300.0)
+    assert ring.held, "it has caught up: patient again"
+
+
+def test_a_quarter_read_gives_patience_back_and_less_does_not() -> None:
+    ring = Ring(capacity_events=8)
+    fill(ring, *range(1, 9))
+    ring.lag(1, 0, BLOCK, 0.0)
+    fill(ring, 9, 10, 11, 12)
+    ring.tick(0.0)
+    ring.tick(1.9)
+    assert numbers(ring.read(1, 1, 10**6, 1.9)) == [1]
+    assert ring.next_deadline() == 2.0
+    assert numbers(ring.read(1, 1, 10**6, 1.95)) == [2]
+    deadline = ring.next_deadline()
+    assert deadline is not None
+    assert deadline == pytest.approx(3.95)
+
+
+def test_who_gives_back_what_it_read_makes_no_progress() -> None:
+    ring = Ring(capacity_events=4)
+    fill(ring, *range(1, 5))
+    ring.lag(1, 0, BLOCK, 0.0)
+    fill(ring, 5)
+    ring.tick(0.0)
+    now = 0.0
+    effects: list[Demoted | Disconnect] = []
+    while not effects and now < 10:
+        now += 0.5
+        batch = ring.read(1, 1, 10**6, now)
+        if batch.indexes:
+            ring.lag(1, batch.indexes[0], BLOCK, now)
+        fill(ring, ring.newest("a", E) + 1) if len(ring) < 8 else None
+        effects = ring.tick(now)
+    assert effects == [Demoted(1)]
+
+
+def test_who_seeks_again_and_again_does_not_get_patience_back() -> None:
+    ring = Ring(capacity_events=4)
+    fill(ring, *range(1, 5))
+    ring.seek(1, "start", BLOCK, 0.0)
+    fill(ring, 5)
+    now = 0.0
+    effects: list[Demoted | Disconnect] = []
+    while not effects and now < 10:
+        effects = ring.tick(now)
+        now += 0.5
+        ring.seek(1, "start", BLOCK, now)
+    assert effects == [Demoted(1)]
+    assert now <= 3.0
+
+
+def test_many_that_take_turns_hold_the_ring_no_longer_than_four_patiences() -> None:
+    ring = Ring(capacity_events=1_000)
+    fill(ring, *range(1, 1_001))
+    for peer in range(1, 101):
+        ring.lag(peer, peer * 4, BLOCK, 0.0)
+    held, now, seq = 0.0, 0.0, 1_000
+    while seq < 1_990:
+        if not ring.held:
+            seq += 1
+            fill(ring, seq)
+        ring.tick(now)
+        if ring.held:
+            held += 0.25
+            now += 0.25
+    assert held == pytest.approx(HOLDS * 2.0)
+
+
+def test_two_slow_readers_spend_their_patience_together() -> None:
+    ring = Ring(capacity_events=4)
+    fill(ring, *range(1, 5))
+    ring.lag(1, 0, BLOCK, 0.0)
+    ring.lag(2, 0, SubscribeOptions(patience=5.0), 0.0)
+    fill(ring, 5)
+    ring.tick(0.0)
+    assert ring.tick(2.0) == [Demoted(1)]
+    assert ring.held
+    assert ring.next_deadline() == 5.0
+    assert ring.tick(5.0) == [Demoted(2)]
+    assert not ring.held
+    assert read(ring, 1).lost == read(ring, 2).lost == [Lost("a", E, 1, 1)]
+
+
+def test_no_patience_is_none() -> None:
+    ring = Ring(capacity_events=2)
+    fill(ring, 1, 2)
+    ring.lag(1, 0, SubscribeOptions(patience=0.0), 0.0)
+    fill(ring, 3)
+    assert ring.tick(0.0) == [Demoted(1)]
+    assert len(ring) == 2
+
+
+def test_a_reader_that_leaves_releases_the_ring() -> None:
+    ring = Ring(capacity_events=2)
+    fill(ring, 1, 2)
+    ring.lag(1, 0, BLOCK, 0.0)
+    fill(ring, 3)
+    ring.tick(0.0)
+    assert ring.held
+    ring.forget(1)
+    assert ring.tick(0.1) == []
+    assert ring.newly_ackable() == [Head("a", E, 3)]
+    assert ring.next_deadline() is None
