@@ -129,10 +129,20 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         with open(fd, "wb") as file:
             _write_through(file.fileno(), content)
         temporary.replace(path)
+        _sync_directory(path.parent)
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _sync_directory(directory: Path) -> None:
+    """A name that was changed is on the disk only after this."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _write_through(fd: int, content: bytes) -> None:

@@ -33,8 +33,9 @@ __all__ = [
     "contains",
 ]
 
-MAX_ENTRIES: Final = 100_000
-"""NodeIds in one list: about 10 MB. More belongs into a directory service, not a config file."""
+MAX_ENTRIES: Final = 20_000
+"""NodeIds in one list. Each change hands the lists to the extension: 6 us an entry, measured. So a ban takes a quarter
+of a second at worst. More belongs into a directory service."""
 MAX_REMEMBERED: Final = 4_096
 """Decisions of one kind that a grant remembers; beyond it the memory starts anew."""
 MAX_SHOWN: Final = 80

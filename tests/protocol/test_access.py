@@ -48,6 +48,8 @@ def test_containment_at_full_depth_lets_nothing_through(allowed: list[str], patt
         (["a.>"], ">", False),
         (["a.>"], "*.b", False),
         (["*"], ">", False),
+        (["a", "a.>"], ">", False),
+        (["a.a", "a.a.>"], "a.>", False),
         (["*", "*.>"], ">", True),
         (["*.*"], "a.*", True),
         (["a.*"], "*.*", False),
