@@ -10,11 +10,12 @@ from typing import Any
 
 import orjson
 
-from broker import Hub, HubConfig, Spoke, SpokeOptions, connect
+from broker import Event, Hub, HubConfig, Spoke, SpokeOptions, connect
 from broker import _gossip_ext as ext
 from broker.border import attach
 from broker.protocol.ticket import Ticket
 from broker.protocol.wire import CloseCode
+from broker.spoke import Subscription
 
 PATIENCE = 20.0
 """A busy machine is slow; a test that needs this long has failed."""
@@ -200,3 +201,13 @@ async def a_peer(ticket: str, *, hello: bool = True, drains: bool = True, **opti
         yield peer
     finally:
         peer.close()
+
+
+async def take(events: Subscription, count: int) -> list[Event]:
+    """The next events, in time."""
+    async with asyncio.timeout(PATIENCE):
+        return [await anext(events) for _ in range(count)]
+
+
+def details(events: list[Event]) -> list[Any]:
+    return [event.detail for event in events]

@@ -34,9 +34,8 @@ class _Place(NamedTuple):
 class Places:
     """All places that are kept."""
 
-    def __init__(self, fan_out: FanOut, readers: Readers, subscriptions: Subscriptions, *, ring_events: int) -> None:
+    def __init__(self, fan_out: FanOut, readers: Readers, subscriptions: Subscriptions) -> None:
         self._fan_out, self._readers, self._subscriptions = fan_out, readers, subscriptions
-        self._ring_events = ring_events
         self._places: dict[int, _Place] = {}
         self._ids = count(-1, -1)
         """Below every peer's id."""
@@ -72,7 +71,7 @@ class Places:
         for topic in place.topics:
             ring = self._fan_out.channels[topic].ring
             # What was on its way to it is lost with the connection: half a ring of it is kept too.
-            ring.lag(id, max(ring.first_index, ring.next_index - self._ring_events // 2), options, now)
+            ring.lag(id, ring.first_index, options, now)  # what was on its way to it is lost with the connection
             ring.pause(id)
             self._readers.channels.add(self._fan_out.channels[topic])
 

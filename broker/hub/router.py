@@ -16,22 +16,21 @@ from typing import Any
 
 from broker import _gossip_ext as ext
 from broker.config import HubConfig
-from broker.errors import FrameError, TopicError
+from broker.errors import FrameError
 from broker.hub.admission import Admission
 from broker.hub.guests import Guests
 from broker.hub.limits import Limits
 from broker.hub.metrics import HubMetrics
 from broker.hub.session import Session
+from broker.hub.topic_messages import MAX_ABOUT, TopicMessages
 from broker.hub.topics import Topics
 from broker.protocol import calls
 from broker.protocol.access import Action
 from broker.protocol.answering import Refused
 from broker.protocol.calls import HUB, CallLimits, CallTable
-from broker.protocol.codec import Message, decode, encode
+from broker.protocol.codec import decode, encode
 from broker.protocol.registration import Registration, parse, to_detail
-from broker.protocol.routing import SubscribeOptions
-from broker.protocol.sequence import MAX_SEQ, parse_since
-from broker.protocol.wire import PROTOCOL_VERSION, RESERVED_PREFIXES, CloseCode
+from broker.protocol.wire import PROTOCOL_VERSION, CloseCode
 
 __all__ = ["Router"]
 
@@ -39,23 +38,14 @@ log = logging.getLogger("broker.hub")
 
 CAPABILITIES = ("topic.ack", "topic.repair", "call.credit", "call.all")
 
-MAX_PATTERNS_A_MESSAGE = 10_000
-MAX_NUMBERED = 1_000
-"""Topics of one author for which the hub counts; who comes back to a forgotten one begins a new epoch."""
-MAX_TAG = 64
-"""Characters of what a subscriber calls its subscription."""
 MAX_SHOWN = 300
 """Characters of a complaint: it quotes what may be as long as a frame."""
 FLUSH_BYTES = 262_144
 """Replies to one peer that are sent before the batch is over, so that what a batch can ask for is not held at once."""
-MAX_ABOUT = 255
-"""A whole topic or pattern."""
 MAX_HELD = 2 * 1024 * 1024
 """Bytes that wait for a peer whose CALLS lane is full; beyond it, it is disconnected."""
-MAX_PATIENCE = 60.0
 BROKEN = (None, CloseCode.INTERNAL)
 """Ends of a connection that nobody wanted: its spoke will be back."""
-POLICIES = ("block", "drop_oldest", "disconnect")
 
 
 class Router:
@@ -90,7 +80,7 @@ class Router:
             most_topics=config.topics.most_topics,
             most_bytes=config.topics.log_bytes_total,
         )
-        self.patience = min(config.topics.patience, MAX_PATIENCE)
+        self._topic_messages = TopicMessages(self, patience=config.topics.patience)
         self.on_local_call: Callable[[str, dict[str, Any]], None] = lambda _type, _detail: None
         """Messages of the call table for the hub's own operations."""
         self.on_dialled: Callable[[int, str | None], None] = lambda _token, _failure: None
@@ -114,12 +104,7 @@ class Router:
             "call.aborted": self._on_aborted,
             "call.error": self._on_error,
             "call.credit": self._on_credit,
-            "__subscribe": self._on_subscribe,
-            "__unsubscribe": self._on_unsubscribe,
-            "topic.pause": self._on_pause,
-            "topic.resume": self._on_resume,
-            "topic.repair": self._on_repair,
-            "topic.head": self._on_head,
+            **self._topic_messages.controls,
             "hub.error": self._on_complaint,
         }
 
@@ -164,7 +149,7 @@ class Router:
                 if control is not None:
                     control(session, message.detail)
                 else:
-                    self._on_event(session, message, frame)
+                    self._topic_messages.event(session, message, frame)
                 if session.closing:
                     return
             if session.events:
@@ -284,11 +269,11 @@ class Router:
         if len(allowed) < len(registration.operations):
             for one in registration.operations:
                 if not grant.may("offer", one.id):
-                    self._deny(session, "offer", one.id)
+                    self.deny(session, "offer", one.id)
             registration = replace(registration, operations=allowed)
         self.calls.register(session.peer, session.node_id, registration.name, registration)
 
-    def _deny(self, session: Session, action: Action, name: str) -> None:
+    def deny(self, session: Session, action: Action, name: str) -> None:
         self.complain(session.peer, "ACCESS_DENIED", session.grant.denial(action, name), name, action)
 
     def _on_requested(self, session: Session, detail: Any) -> None:
@@ -313,131 +298,6 @@ class Router:
 
     def _on_credit(self, session: Session, detail: Any) -> None:
         self.perform(self.calls.credit(session.peer, detail, time.monotonic()))
-
-    def _on_event(self, session: Session, message: Message, frame: bytes) -> None:
-        topic = message.type
-        if topic.startswith(RESERVED_PREFIXES):
-            code = "UNKNOWN_TYPE" if not topic.startswith("__") else "RESERVED_TOPIC"
-            name = topic[:MAX_ABOUT]
-            self.complain(session.peer, code, f"{name!r} is reserved and not a message of this version", name)
-            return
-        if not session.grant.everything and not session.grant.may("publish", topic):
-            self._deny(session, "publish", topic)
-            return
-        session.events += 1
-        try:
-            meta = message.meta
-            if meta is not None and meta.get("author") == session.node_id and _placed(meta):
-                self.topics.publish(session.peer, topic, session.node_id, meta["epoch"], meta["seq"], frame)
-            else:
-                self._publish_stamped(session, message)
-        except TopicError as error:
-            self.complain(session.peer, error.code, str(error), topic)
-
-    def _publish_stamped(self, session: Session, message: Message) -> None:
-        """An author that sends no place in a sequence gets one in the order of arrival; a false author is
-        overwritten."""
-        topic = message.type
-        known = session.epochs.pop(topic) if topic in session.epochs else None
-        epoch, seq = known or (secrets.token_hex(8), 0)
-        meta = {**(message.meta or {}), "author": session.node_id, "epoch": epoch, "seq": seq + 1}
-        frame = encode(topic, message.detail, meta)
-        if len(frame) > self.limits.max_frame_bytes:
-            self.complain(
-                session.peer,
-                "LIMIT",
-                f"an event of {len(frame)} bytes with its meta, the limit is {self.limits.max_frame_bytes}",
-                topic,
-                "publish",
-            )
-        else:
-            self.topics.publish(session.peer, topic, session.node_id, epoch, seq + 1, frame)
-            seq += 1
-        if seq:
-            if len(session.epochs) >= MAX_NUMBERED:
-                del session.epochs[next(iter(session.epochs))]
-            session.epochs[topic] = (epoch, seq)
-
-    def _on_subscribe(self, session: Session, detail: Any) -> None:
-        patterns = _patterns(detail, "__subscribe")
-        policy, patience, since = (
-            detail.get("policy", "block"),
-            detail.get("patience", self.patience),
-            detail.get("since"),
-        )
-        if policy not in POLICIES or type(patience) not in (int, float) or not 0 <= patience <= MAX_PATIENCE:
-            self.complain(
-                session.peer,
-                "BAD_PATTERN",
-                f"policy is one of {', '.join(POLICIES)}; patience is 0 to {MAX_PATIENCE:g} s",
-                patterns[0],
-            )
-            return
-        since, tag = parse_since(since), detail.get("tag")
-        if tag is not None and not (isinstance(tag, str) and len(tag) <= MAX_TAG):
-            raise FrameError(
-                f"__subscribe: tag is not a string of at most {MAX_TAG} characters", close_code=CloseCode.BAD_MESSAGE
-            )
-        options = SubscribeOptions(policy=policy, patience=float(patience))
-        patterns = self.of_node.subscriptions(session, self._subscribable(session, patterns))
-        for pattern, error in self.topics.subscribe(session.peer, patterns, options, since, tag):
-            self.complain(session.peer, error.code, str(error), pattern)
-        self.topics.places.came_back(session.node_id)
-
-    def _subscribable(self, session: Session, patterns: list[str]) -> list[str]:
-        """Those that it may subscribe to; it is told of the others."""
-        if session.grant.everything:
-            return patterns
-        allowed = [pattern for pattern in patterns if session.grant.may("subscribe", pattern)]
-        if len(allowed) < len(patterns):
-            for pattern in set(patterns).difference(allowed):
-                self._deny(session, "subscribe", pattern)
-        return allowed
-
-    def _on_unsubscribe(self, session: Session, detail: Any) -> None:
-        self.topics.unsubscribe(session.peer, _patterns(detail, "__unsubscribe"))
-
-    def _on_pause(self, session: Session, detail: Any) -> None:
-        self.topics.pause(session.peer, _patterns(detail, "topic.pause"))
-
-    def _on_resume(self, session: Session, detail: Any) -> None:
-        self.topics.resume(session.peer, _patterns(detail, "topic.resume"))
-
-    def _on_repair(self, session: Session, detail: Any) -> None:
-        match detail:
-            case {
-                "topic": str(topic),
-                "author": str(author),
-                "epoch": str(epoch),
-                "from": int(first),
-                "to": int(last),
-            } if 0 < first <= last:
-                if not session.grant.may("subscribe", topic):
-                    self._deny(session, "subscribe", topic)
-                    return
-                self.topics.readers.repair(session.peer, topic, author, epoch, first, last)
-            case _:
-                raise FrameError(
-                    "topic.repair needs topic, author, epoch, from and to", close_code=CloseCode.BAD_MESSAGE
-                )
-
-    def _on_head(self, session: Session, detail: Any) -> None:
-        match detail:
-            case {"topic": str(topic), "epoch": str(epoch), "seq": int(seq)} if 0 <= seq <= MAX_SEQ and _is_epoch(
-                epoch
-            ):
-                acked = detail.get("acked")
-                # What is passed on must be right: a subscriber ends a connection that tells it nonsense.
-                acked = acked if type(acked) is int and 0 <= acked <= seq else seq
-                if not session.grant.may("publish", topic):
-                    self._deny(session, "publish", topic)
-                    return
-                try:
-                    self.topics.announced(session.peer, topic, session.node_id, epoch, int(seq), acked)
-                except TopicError as error:
-                    self.complain(session.peer, error.code, str(error), topic)
-            case _:
-                raise FrameError("topic.head needs topic, epoch and seq", close_code=CloseCode.BAD_MESSAGE)
 
     def _on_complaint(self, session: Session, detail: Any) -> None:
         log.warning("%s says: %s", session.name, str(detail)[:300])
@@ -497,7 +357,16 @@ class Router:
             code = effect.detail.get("code", "EXECUTION_ERROR")
             error = {"requestId": effect.detail["requestId"], "code": code, "message": why}
             frame = encode("call.error", error)
+        elif effect.type == "call.requested" and self._crowded(effect.peer, len(frame)):
+            why = "the spoke that was to answer has a full queue"
+            self.perform(self.calls.undeliverable(effect, why, time.monotonic()))
+            return
         self._queue(effect.peer, frame)
+
+    def _crowded(self, peer: int, more: int) -> bool:
+        """Who answers many is not to be disconnected for what others ask of it at once."""
+        held = self._held.get(peer)
+        return held is not None and sum(map(len, held)) + more > MAX_HELD // 2
 
     def _overflowed(self, peer: int) -> None:
         """Calls are never dropped: a peer that does not read 8 MiB of them is disconnected, and its calls end with an
@@ -556,7 +425,7 @@ class Router:
                 session.stamp()
                 self._offer(session)
                 held = self.topics.subscriptions.patterns(session.peer)
-                if lost := set(held).difference(self._subscribable(session, held)):
+                if lost := set(held).difference(self._topic_messages.subscribable(session, held)):
                     self.topics.unsubscribe(session.peer, list(lost))
 
     def stop(self) -> None:
@@ -565,27 +434,6 @@ class Router:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _placed(meta: dict[str, Any]) -> bool:
-    """Whether an event's meta has a place in its author's sequence."""
-    seq = meta.get("seq")
-    return type(seq) is int and 0 < seq < 2**53 and _is_epoch(meta.get("epoch"))
-
-
-def _is_epoch(value: Any) -> bool:
-    return type(value) is str and len(value) == 16 and value.isalnum() and value.isascii()
-
-
-def _patterns(detail: Any, what: str) -> list[str]:
-    topics = detail.get("topics") if isinstance(detail, dict) else None
-    if not isinstance(topics, list) or not topics or not all(isinstance(topic, str) for topic in topics):
-        raise FrameError(f"{what} needs topics, a list of strings", close_code=CloseCode.BAD_MESSAGE)
-    if len(topics) > MAX_PATTERNS_A_MESSAGE:
-        raise FrameError(
-            f"{what}: more than {MAX_PATTERNS_A_MESSAGE} topics in one message", close_code=CloseCode.LIMIT
-        )
-    return topics
 
 
 def _reason(code: int | None) -> str:

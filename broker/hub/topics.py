@@ -63,7 +63,7 @@ class Topics:
         self._fan_out = FanOut(send=send, disconnect=disconnect, most_bytes=most_bytes)
         self.channels = self._fan_out.channels
         self.readers = Readers(endpoint, self._fan_out, self.subscriptions, dropped=dropped, slow=slow, queue=queue)
-        self.places = Places(self._fan_out, self.readers, self.subscriptions, ring_events=ring_events)
+        self.places = Places(self._fan_out, self.readers, self.subscriptions)
 
     @property
     def ring_bytes(self) -> int:

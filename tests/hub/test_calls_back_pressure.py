@@ -70,17 +70,29 @@ async def test_a_caller_without_credit_that_does_not_read_loses_its_stream_and_n
 
 async def test_a_caller_that_never_reads_its_answers_is_disconnected_and_nobody_else() -> None:
     big = "x" * 100_000
+    asked = 0
+
+    async def counted(text: str) -> str:
+        nonlocal asked
+        asked += len(text) > 1
+        return text
+
     async with (
         a_hub(limits={"calls_queue_bytes": 65_536}) as hub,
-        serving(hub.ticket, "s", t__echo=echo),
+        serving(hub.ticket, "s", t__echo=counted),
         spokes(hub.ticket, "other") as (other,),
         a_peer(hub.ticket, name="stuck", inbox_bytes=65_536) as stuck,
     ):
         stuck.stop_reading()
         number = 0
-        while any(session.name == "stuck" for session in hub.router.sessions.values()):
+
+        def stuck_is_there() -> bool:
+            return any(session.name == "stuck" for session in hub.router.sessions.values())
+
+        while stuck_is_there():
             number += 1
             stuck.say("call.requested", {"requestId": str(number), "operationId": "t.echo", "input": {"text": big}})
+            await until(lambda number=number: asked == number or not stuck_is_there())  # type: ignore[misc]
             assert await other.call("t.echo", {"text": "x"}, timeout=PATIENCE) == "x"
         assert Numbers(hub)("disconnects_total", reason="slow_consumer") == 1
         stuck.resume()
