@@ -102,7 +102,7 @@ class Bench:
         whatever N.
 
         The thread that runs Python is looked at apart (mode ``threaded``: the network has a thread of its own), and in
-        a second pass Python's functions are counted, which no load can change."""
+        a first pass Python's functions are counted, which load changes only when subscribers fall behind (``slow``)."""
         for count in subscribers:
             async with AsyncExitStack() as stack:
                 server = await self._server(system, stack)
@@ -114,6 +114,11 @@ class Bench:
                 await asyncio.sleep(SETTLE_SECONDS)
                 order = {"events": events, "size": EVENT_BYTES, "burst": burst, "pause": pause}
                 hub, plain, cpu = server.worker, [], Cpu(server.process.pid)
+                for reader in readers:
+                    await reader.ask({"do": "begin"})
+                await hub.ask({"do": "profile"})
+                await publisher.ask(order)
+                counted = await hub.ask({"do": "profiled"})
                 for _ in range(self._rounds):
                     for reader in readers:
                         await reader.ask({"do": "begin"})
@@ -127,13 +132,10 @@ class Bench:
                             "python_thread_cpu_us": spent["main"] / events * 1e6,
                             "missing": sum(one["missing"] for one in got),
                             "doubled": sum(one["doubled"] for one in got),
+                            "disconnected": [why for one in got for why in one["disconnected"]],
                         }
                     )
-                for reader in readers:
-                    await reader.ask({"do": "begin"})
-                await hub.ask({"do": "profile"})
-                await publisher.ask(order)
-                counted = await hub.ask({"do": "profiled"})
+                slow = (await hub.ask({"do": "look"}))["slow"]
                 self._figure(
                     "event-cost",
                     system,
@@ -142,6 +144,7 @@ class Bench:
                     subscribers=count,
                     events=events,
                     functions_per_event=round(counted["functions"] / events, 2),
+                    slow=slow,
                     group_send_us_per_event=round(counted["group_send_seconds"] / events * 1e6, 2),
                 )
 
@@ -171,6 +174,7 @@ class Bench:
             for name in ("missing", "doubled", "faults")
             if any(name in result for result in results)
         }
+        ends = [why for result in results for why in result.get("disconnected", ())]
         words = sorted({word for result in results for word in result.get("verdicts", ())})
         self._tell(
             {
@@ -180,6 +184,7 @@ class Bench:
                 **{name: round(value, 3) for name, value in medians.items()},
                 **sums,
                 **({"verdicts": words} if words else {}),
+                **({"disconnected": ends} if ends else {}),
                 **spread,
                 "load": [round(one, 2) for one in os.getloadavg()],
             }
@@ -203,5 +208,6 @@ async def _fan_out(server: Server, publisher: Worker, readers: Sequence[Worker],
         "missing": sum(one["missing"] for one in got),
         "doubled": sum(one.get("doubled", 0) for one in got),
         "faults": sum(one["faults"] for one in got),
+        "disconnected": [why for one in got for why in one.get("disconnected", ())],
         "verdicts": sorted({word for one in got for word in one.get("verdicts", ())}),
     }

@@ -148,12 +148,22 @@ async def native(job: dict[str, Any], io: WorkerIO) -> None:
             counts, last, ended = [0] * len(readers), -1, time.perf_counter()
             while min(counts) < expected and time.perf_counter() - ended < QUIET_SECONDS:
                 await asyncio.sleep(0.002)
-                counts = [reader.frames_counted() - was for reader, was in zip(readers, before, strict=True)]
+                counts = [
+                    expected if reader.ended else reader.frames_counted() - was
+                    for reader, was in zip(readers, before, strict=True)
+                ]
                 if (total := sum(counts)) != last:
                     last, ended = total, time.perf_counter()
-            missing = sum(max(0, expected - count) for count in counts)
-            doubled = sum(max(0, count - expected) for count in counts)
-            return {"received": sum(counts), "missing": missing, "faults": 0, "ended": ended, "doubled": doubled}
+            # These readers do not come back as a Spoke does: one whose connection ended is told apart from a loss.
+            alive = [max(0, count) for count, reader in zip(counts, readers, strict=True) if not reader.ended]
+            return {
+                "received": sum(alive),
+                "missing": sum(max(0, expected - count) for count in alive),
+                "doubled": sum(max(0, count - expected) for count in alive),
+                "faults": 0,
+                "ended": ended,
+                "disconnected": [reader.ended for reader in readers if reader.ended],
+            }
 
         await io.serve(do)
 
@@ -178,6 +188,7 @@ class _Native:
     def __init__(self, endpoint: ext.Endpoint) -> None:
         self._endpoint = endpoint
         self.conn = 0
+        self.ended = ""
         self.subscribed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def opened(self, conn: int, node_id: str, incoming: bool, token: int) -> None:
@@ -195,6 +206,7 @@ class _Native:
                 self.subscribed.set_result(None)
 
     def closed(self, conn: int, code: int | None, reason: str, remote: bool) -> None:
+        self.ended = f"{code}: {reason}"
         self._fail(f"closed: {reason}")
 
     def drained(self, conn: int) -> None:

@@ -151,6 +151,9 @@ def goals(figures: Figures) -> list[tuple[str, str, str, str]]:
         for one in figures
         if one.get("system") in OURS
     )
+    ends = sum(len(one.get("disconnected", ())) for one in figures if one.get("system") in OURS)
+    if ends:
+        rows.append(("native readers whose connection ended", "0", f"{ends}", "MISSED"))
     rows.append(("events lost, doubled or out of order in any run", "0", f"{lost}", "" if not lost else "MISSED"))
     return rows
 

@@ -6,18 +6,12 @@ Not here: any rule. They are all in ring.py.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from broker.protocol.routing import Peer, SubscribeOptions
 
-__all__ = [
-    "Batch", "Cursor", "Demoted", "Disconnect", "Head", "Lost", "Outcome", "RingSince", "Source", "Span", "already_had",
-]  # fmt: skip
-
-RingSince = Literal["start"] | int | Mapping[str, tuple[str, int]] | None
-"""`place.Since` for one topic: positions are {author: (epoch, seq)}."""
+__all__ = ["Batch", "Cursor", "Demoted", "Disconnect", "Head", "Lost", "Outcome", "Source", "Span"]
 
 
 class Outcome(Enum):
@@ -89,6 +83,7 @@ class Cursor:
     had nothing). ``skip``: what a seeker has already. ``since``: it holds the ring up, counted up to then."""
 
     __slots__ = (
+        "caught_up",
         "demoted",
         "index",
         "lost",
@@ -107,7 +102,7 @@ class Cursor:
         self.marks: dict[Source, int] | None = None
         self.skip: dict[Source, int] = {}
         self.lost: list[Lost] = []
-        self.paused = self.demoted = False
+        self.paused = self.demoted = self.caught_up = False
         self.spent = 0.0
         self.since: float | None = None
         self.passed_events = self.passed_bytes = 0
@@ -115,33 +110,12 @@ class Cursor:
     @property
     def blocks(self) -> bool:
         """Whether the ring waits for it."""
-        return self.options.policy == "block" and not self.demoted and self.marks is None
+        return self.options.policy == "block" and (not self.demoted or self.caught_up) and self.marks is None
 
     def refresh(self, now: float) -> None:
         """Give its patience back."""
         self.spent = 0.0
         self.passed_events = self.passed_bytes = 0
+        self.caught_up = False
         if self.since is not None:
             self.since = now
-
-
-def already_had(since: RingSince, sources: Sequence[Source]) -> dict[Source, int]:
-    """Up to which number of each source a seeker has everything; ``sources`` are in the order of their first event.
-
-    An author that positions do not name began after they were taken. Of several epochs of one author, those heard of
-    before the named one are behind it.
-    """
-    if not isinstance(since, Mapping):
-        return dict.fromkeys(sources, max(0, since - 1) if isinstance(since, int) else 0)
-    known = {(source.author, source.epoch) for source in sources}
-    had: dict[Source, int] = {}
-    reached: set[str] = set()
-    for source in sources:
-        epoch, seq = since.get(source.author, ("", 0))
-        if epoch == source.epoch:
-            reached.add(source.author)
-            had[source] = seq
-        else:
-            behind = source.author not in reached and (source.author, epoch) in known
-            had[source] = source.newest if behind else 0
-    return had

@@ -5,20 +5,23 @@ Not here: what follows from it (sequence.py at the subscriber, ring.py at the hu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from broker.errors import FrameError
+from broker.protocol.cursor import Source
 from broker.protocol.tracker import MAX_SEQ
 from broker.protocol.wire import CloseCode
 
-__all__ = ["Origin", "Positions", "Since", "check_seq", "origin", "parse_since"]
+__all__ = ["Origin", "Positions", "RingSince", "Since", "already_had", "check_seq", "origin", "parse_since"]
 
 MAX_NAME: Final = 128
 """Characters of an author or epoch from a peer: a NodeId has 64, an epoch 16."""
 
 Positions = Mapping[str, Mapping[str, tuple[str, int]]]
 Since = Literal["start"] | int | Positions | None
+RingSince = Literal["start"] | int | Mapping[str, tuple[str, int]] | None
+"""The same for one topic: positions are {author: (epoch, seq)}."""
 
 
 class Origin(NamedTuple):
@@ -76,3 +79,25 @@ def _authors(authors: Any) -> dict[str, tuple[str, int]]:
         ):
             return found
     raise _wrong("since: positions are {topic: {author: [epoch, seq]}}")
+
+
+def already_had(since: RingSince, sources: Sequence[Source]) -> dict[Source, int]:
+    """Up to which number of each source a seeker has everything; ``sources`` are in the order of their first event.
+
+    An author that positions do not name began after they were taken. Of several epochs of one author, those heard of
+    before the named one are behind it.
+    """
+    if not isinstance(since, Mapping):
+        return dict.fromkeys(sources, max(0, since - 1) if isinstance(since, int) else 0)
+    known = {(source.author, source.epoch) for source in sources}
+    had: dict[Source, int] = {}
+    reached: set[str] = set()
+    for source in sources:
+        epoch, seq = since.get(source.author, ("", 0))
+        if epoch == source.epoch:
+            reached.add(source.author)
+            had[source] = seq
+        else:
+            behind = source.author not in reached and (source.author, epoch) in known
+            had[source] = source.newest if behind else 0
+    return had

@@ -25,22 +25,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from itertools import islice
-from typing import ClassVar, Final
+from typing import Final
 
-from broker.protocol.cursor import (
-    Batch,
-    Cursor,
-    Demoted,
-    Disconnect,
-    Head,
-    Lost,
-    Outcome,
-    RingSince,
-    Source,
-    Span,
-    already_had,
-)  # fmt: skip  # isort: skip
+from broker.protocol.cursor import Batch, Cursor, Demoted, Disconnect, Head, Lost, Outcome, Source, Span
 from broker.protocol.patience import Patience
+from broker.protocol.place import RingSince, already_had
 from broker.protocol.routing import Peer, SubscribeOptions
 
 __all__ = [
@@ -69,10 +58,8 @@ _Entry = tuple[Source, int, bytes]
 
 class Ring:
     """See the module. ``first_index`` and ``next_index`` are the places of the oldest and of the next entry, counted
-    from the ring's beginning; ``held``: over capacity, acknowledgements are withheld; ``unacknowledged`` counts the
-    events accepted since `newly_ackable` last gave something; ``demotions`` and ``overtaken`` only grow."""
-
-    MAX_AUTHORS: ClassVar = MAX_AUTHORS
+    from the ring's beginning; ``held``: over capacity, acknowledgements are withheld. ``demotions``, ``overtaken`` and
+    ``unnamed`` (sources of which a reader could not be told) only grow."""
 
     def __init__(self, capacity_events: int = CAPACITY_EVENTS, capacity_bytes: int = CAPACITY_BYTES) -> None:
         self._capacity_events, self._capacity_bytes = capacity_events, capacity_bytes
@@ -81,12 +68,12 @@ class Ring:
         self.first_index = self.next_index = 0
         self.bytes = 0
         self.held = False
-        self.unacknowledged = 0
         self.demotions = self.overtaken = self.unnamed = 0
         self._sources: dict[tuple[str, str], Source] = {}
         self._orphans: dict[Source, None] = {}
         self._dirty: list[Source] = []
         self._readers: dict[Peer, Cursor] = {}
+        self._read: list[Cursor] = []
         self._effects: list[Demoted | Disconnect] = []
         # Lower bounds of the indexes of all readers that can be overtaken, and of those that may hold the ring.
         self._floor = self._hold = _NEVER
@@ -117,7 +104,6 @@ class Ring:
         if not source.dirty:
             source.dirty = True
             self._dirty.append(source)
-        self.unacknowledged += 1
         if self.next_index - self.first_index > self._capacity_events or self.bytes > self._capacity_bytes:
             self._make_room()
         return Outcome.ACCEPTED
@@ -173,7 +159,6 @@ class Ring:
             source.acked = source.newest
             found.append(Head(source.author, source.epoch, source.newest))
         self._dirty.clear()
-        self.unacknowledged = 0
         return found
 
     def range(self, author: str, epoch: str, a: int, b: int, max_events: int = CAPACITY_EVENTS) -> Span:
@@ -213,11 +198,6 @@ class Ring:
     def readers(self) -> int:
         return len(self._readers)
 
-    def behind(self, reader: Peer) -> int:
-        """Entries between a reader and the end of the ring, those that have left it included."""
-        one = self._readers.get(reader)
-        return 0 if one is None else self.next_index - one.index
-
     def lag(self, reader: Peer, index: int, options: SubscribeOptions, now: float) -> None:
         """The fan-out, or the sending of a batch, was refused from entry ``index`` on.
 
@@ -228,6 +208,7 @@ class Ring:
             one = Cursor(index, options)
         elif index < one.index and one.marks is None:
             # Given back unsent, so not passed either: who refuses everything must lose its patience.
+            one.caught_up = False
             one.passed_events -= one.index - index
             one.passed_bytes -= sum(len(self._entry(at)[2]) for at in range(max(index, self.first_index), one.index))
             one.index = index
@@ -245,6 +226,7 @@ class Ring:
         it is due, and what of that has left the ring is lost. Of several epochs of one author, those that the hub heard
         of before the named one are behind it: their holes are a matter of ``topic.repair``.
         """
+        self._credit(now)
         before = self._readers.pop(reader, None)
         self._stale = True
         if since is not None:
@@ -280,6 +262,7 @@ class Ring:
         one = self._readers.get(reader)
         if one is None or one.paused:
             return Batch([], [], one is None, [])
+        self._credit(now)
         if self.held:
             self._account(now)
         lost, one.lost = one.lost, []
@@ -288,14 +271,11 @@ class Ring:
             one.marks, one.index = None, self.first_index
             self._put(reader, one)
         frames, indexes = self._advance(one, max(1, max_events), max_bytes)
-        caught_up = one.index == self.next_index
-        if caught_up:
-            one.demoted = False
-        if caught_up or one.passed_events * 4 >= self._capacity_events or one.passed_bytes * 4 >= self._capacity_bytes:
-            one.refresh(now)
-        # Nothing is evicted here, so that what the connection refuses can be given back.
+        one.caught_up = one.index == self.next_index
+        # Nothing is evicted or credited here, so that what the connection refuses can be given back.
+        self._read.append(one)
         self._stale = True
-        return Batch(frames, lost, caught_up, indexes)
+        return Batch(frames, lost, one.caught_up, indexes)
 
     def _advance(self, one: Cursor, max_events: int, max_bytes: int) -> tuple[list[bytes], list[int]]:
         frames: list[bytes] = []
@@ -321,6 +301,7 @@ class Ring:
 
     def tick(self, now: float) -> list[Demoted | Disconnect]:
         """After each batch of appends, and at `next_deadline`."""
+        self._credit(now)
         self._settle(now)
         effects, self._effects = self._effects, []
         return effects
@@ -330,6 +311,20 @@ class Ring:
         if self._effects:
             return 0.0
         return self._patience.due(self._holders().values()) if self.held else None
+
+    def _credit(self, now: float) -> None:
+        """Who was read since the last time, and has not given it back, gets its patience back for it."""
+        for one in self._read:
+            if one.caught_up:
+                one.demoted = False
+            if one.caught_up or self._quarter(one):
+                one.refresh(now)
+        if self._read:
+            self._read.clear()
+            self._stale = True
+
+    def _quarter(self, one: Cursor) -> bool:
+        return one.passed_events * 4 >= self._capacity_events or one.passed_bytes * 4 >= self._capacity_bytes
 
     def _settle(self, now: float) -> None:
         """Evict what may go, and count the patience of those that stop the rest, until nobody's runs out."""

@@ -75,9 +75,50 @@ def test_a_quarter_read_gives_patience_back_and_less_does_not() -> None:
     assert numbers(ring.read(1, 1, 10**6, 1.9)) == [1]
     assert ring.next_deadline() == 2.0
     assert numbers(ring.read(1, 1, 10**6, 1.95)) == [2]
-    deadline = ring.next_deadline()
-    assert deadline is not None
-    assert deadline == pytest.approx(3.95)
+    assert ring.tick(1.95) == []
+    assert ring.next_deadline() == pytest.approx(3.95)
+
+
+def test_of_two_that_hold_the_ring_each_spends_its_own_time() -> None:
+    ring = Ring(capacity_events=80)
+    fill(ring, *range(1, 81))
+    ring.lag(1, 0, BLOCK, 0.0)
+    ring.lag(2, 0, SubscribeOptions(patience=50.0), 0.0)
+    fill(ring, *range(81, 91))
+    ring.tick(0.0)
+    assert ring.tick(1.5) == []
+    ring.read(1, 15, 10**6, 1.5)
+    assert ring.tick(20.0) == [], "no longer in the way"
+    fill(ring, *range(91, 101))
+    assert ring.tick(21.0) == []
+    assert ring.tick(21.4) == []
+    assert ring.tick(21.5) == [Demoted(1)]
+
+
+def test_what_all_may_hold_is_given_back_with_a_capacity_of_events() -> None:
+    ring = Ring(capacity_events=4)
+    fill(ring, 1, 2, 3, 4)
+    for first in range(5, 60):
+        ring.lag(1, ring.first_index, BLOCK, float(first))
+        fill(ring, first)
+        assert ring.tick(float(first)) == []
+        assert ring.tick(first + 0.999) == [], "it reads everything in the end"
+        while not (batch := ring.read(1, 1, 10**6, first + 0.999)).caught_up:
+            assert not batch.lost
+        ring.forget(1)
+        ring.tick(first + 0.999)
+
+
+def test_reading_everything_and_giving_it_back_is_no_progress() -> None:
+    ring = Ring(capacity_events=4)
+    fill(ring, *range(1, 5))
+    ring.lag(1, 0, BLOCK, 0.0)
+    fill(ring, 5)
+    ring.tick(0.0)
+    for now in (0.5, 1.0, 1.5):
+        ring.lag(1, read(ring, now=now).indexes[0], BLOCK, now)
+        assert ring.tick(now) == []
+    assert ring.tick(2.0) == [Demoted(1)]
 
 
 def test_who_gives_back_what_it_read_makes_no_progress() -> None:

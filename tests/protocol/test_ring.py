@@ -23,10 +23,8 @@ def test_acknowledged_once_a_batch_and_again_for_a_double() -> None:
     ring = Ring()
     fill(ring, 1, 2)
     fill(ring, 1, author="b")
-    assert ring.unacknowledged == 3
     assert ring.newly_ackable() == [Head("a", E, 2), Head("b", E, 1)]
     assert ring.newly_ackable() == []
-    assert ring.unacknowledged == 0
     ring.append("a", E, 1, b"")
     assert ring.newly_ackable() == [Head("a", E, 2)], "its author has not heard of it"
     assert (ring.ackable("a", E), ring.ackable("nobody", E)) == (2, 0)
@@ -39,16 +37,18 @@ def test_a_range_is_answered_with_what_there_is_and_what_is_gone() -> None:
     assert ring.range("a", E, 1, 4).missing == [(1, 3)]
     assert ring.range("a", E, 9, 20) == ([name("a", 9)], []), "10 may be on its way"
     assert ring.range("a", E, 6, 7) == ([], [(6, 7)])
+    fill(ring, 11)
+    assert ring.range("a", E, 8, 11).missing == [(10, 10)]
     assert ring.range("a", "1", 1, 5) == ([], []), "its author may come back and send it again"
-    assert ring.range("a", E, 1, 9, max_events=1) == ([name("a", 4)], [(1, 3)])
-    assert ring.range("a", E, 1, 2**53 - 1).missing == [(1, 3), (6, 7)]
+    assert ring.range("a", E, 1, 9, max_events=1) == ([name("a", 5)], [(1, 4)])
+    assert ring.range("a", E, 1, 2**53 - 1).missing == [(1, 4), (6, 7), (10, 10)]
 
 
 def test_a_lagging_reader_reads_on_from_its_place() -> None:
     ring = Ring()
     fill(ring, 1, 2, 3, 4)
     ring.lag(1, 1, BLOCK, 0.0)
-    assert (ring.lagging(1), ring.behind(1), ring.readers) == (True, 3, 1)
+    assert (ring.lagging(1), ring.readers) == (True, 1)
     batch = ring.read(1, 2, 10**6, 0.0)
     assert (numbers(batch), batch.caught_up, batch.indexes) == ([2, 3], False, [1, 2])
     fill(ring, 5)
@@ -117,6 +117,18 @@ def test_authors_that_came_and_went_while_it_was_overtaken_are_named(monkeypatch
     assert batch.lost[0] == Lost("a", E, 1, 1)
     assert batch.lost[1:] == [Lost(author, E, 7, 8) for author in "bcdef"]
     assert [frame[:1] for frame in batch.frames] == [b"g", b"g"]
+
+
+def test_authors_whose_last_event_left_after_they_were_forgotten_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ring_module, "MAX_AUTHORS", 2)
+    ring = Ring(capacity_events=4)
+    fill(ring, 1)
+    ring.lag(1, 0, DROP, 0.0)
+    for author in "bcdefghijklm":
+        fill(ring, 7, author=author)
+    batch = read(ring)
+    assert sorted(batch.lost) == [Lost("a", E, 1, 1)] + [Lost(author, E, 7, 7) for author in "bcdefghi"]
+    assert [frame[:1] for frame in batch.frames] == [b"j", b"k", b"l", b"m"]
 
 
 def test_the_table_of_authors_forgets_the_idle_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,6 +267,15 @@ def test_a_seeker_that_is_overtaken_is_told_only_of_what_it_missed() -> None:
     ring.seek(2, {"a": (E, 4)}, DROP, 0.0)
     fill(ring, *range(7, 12))
     assert read(ring, 2).lost == [Lost("a", E, 5, 7)]
+
+
+def test_a_seeker_that_is_overtaken_is_not_told_of_what_it_had() -> None:
+    ring = Ring(capacity_events=4)
+    fill(ring, 1, author="b")
+    fill(ring, 1, 2, 3)
+    ring.seek(1, {"a": (E, 3), "b": (E, 0)}, DROP, 0.0)
+    fill(ring, 4, 5, 6, 7)
+    assert read(ring).lost == [Lost("b", E, 1, 1)]
 
 
 def test_a_paused_reader_waits_and_is_told() -> None:

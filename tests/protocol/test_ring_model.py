@@ -58,7 +58,7 @@ class Against(RuleBasedStateMachine):
         self.readers: dict[int, Model] = {}
         self.acked: dict[tuple[str, str], int] = {}
 
-    @rule(author=st.sampled_from("ab"), epoch=st.sampled_from("123"), skip=st.sampled_from([0, 0, 0, 0, 2, -1]),
+    @rule(author=st.sampled_from("ab"), epoch=st.sampled_from("123"), skip=st.sampled_from([0, 0, 0, 0, 1, 2, -1]),
           size=st.sampled_from([10, 10, 10, 50, 200]), count=st.integers(1, 4))  # fmt: skip
     def append(self, author: str, epoch: str, skip: int, size: int, count: int) -> None:
         for _ in range(count):
@@ -194,7 +194,6 @@ class Against(RuleBasedStateMachine):
             self.acked[author, epoch] = seq
         if not self.ring.held:
             assert self.acked == {source: seq - 1 for source, seq in self.next.items()}
-            assert self.ring.unacknowledged == 0
 
     @rule(author=st.sampled_from("ab"), epoch=st.sampled_from("123"), a=st.integers(1, 12), count=st.integers(1, 8))
     def repair(self, author: str, epoch: str, a: int, count: int) -> None:
@@ -233,7 +232,6 @@ class Against(RuleBasedStateMachine):
             self.acked[author, epoch] = max(ackable, self.first[author, epoch] - 1)
         for reader in self.readers:
             assert ring.lagging(reader)
-            assert ring.behind(reader) <= len(self.log)
 
     def teardown(self) -> None:
         """In the end everyone reads: everything due was read or named lost."""

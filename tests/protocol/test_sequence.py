@@ -13,14 +13,11 @@ from broker.errors import FrameError
 from broker.protocol import tracker as tracker_module
 from broker.protocol.sequence import (
     MAX_SEQ,
-    Origin,
     Repair,
     SequenceLimits,
     Sequences,
     Since,
     Verdict,
-    origin,
-    parse_since,
 )
 from broker.protocol.tracker import add_range, covers
 
@@ -302,6 +299,16 @@ def test_holes_are_bounded_and_none_is_forgotten(monkeypatch: pytest.MonkeyPatch
     assert verdict(seqs).missing == ()
 
 
+def test_what_was_known_beyond_the_holes_is_repaired_when_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker_module, "MAX_RANGES", 1)
+    seqs = one("start")
+    assert feed(seqs, 2, 5, 3) == []
+    assert verdict(seqs).missing == ((1, 1), (4, 5))
+    assert feed(seqs, 1) == [1, 2, 3]
+    assert feed(seqs, 4, 5) == [4, 5]
+    assert verdict(seqs).word == "repaired(4)"
+
+
 def test_lost_ranges_are_bounded_and_merge_towards_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker_module, "MAX_RANGES", 3)
     seqs = one()
@@ -368,6 +375,16 @@ def test_sequences_forgotten_are_never_called_complete() -> None:
     assert found.word == "unknown"
 
 
+def test_what_is_put_away_gives_its_room_back() -> None:
+    seqs: Sequences[int] = Sequences(limits=SequenceLimits(trackers=2, held_total=2))
+    for number in range(9):
+        seqs.event(T, f"b{number}", E, 1, 1, now=float(number))
+        assert seqs.event(T, f"b{number}", E, 3, 3, now=float(number)) == []
+        assert seqs.event(T, f"b{number}", E, 2, 2, now=float(number)) == [2, 3]
+        seqs.event(T, f"b{number}", E, 5, 5, now=float(number))
+    assert sum(one.received for one in seqs.verdicts()) == 8, "of both that are left 1, 2, 3 and, held back, 5"
+
+
 def test_forgetting_spares_what_is_open() -> None:
     seqs: Sequences[int] = Sequences(limits=SequenceLimits(trackers=16))
     feed(seqs, 1, 3)
@@ -391,32 +408,6 @@ def test_a_long_word_is_cut() -> None:
     for number in range(2, 40, 2):
         seqs.lost(T, A, E, number, number, 0.0)
     assert verdict(seqs).word.endswith("[16,16],...11 more)")
-
-
-def test_origin() -> None:
-    assert origin(None) is None
-    assert origin({"id": 1}) is None
-    assert origin({"author": A, "epoch": E, "seq": 3, "x": 1}) == Origin(A, E, 3)
-    good = {"author": A, "epoch": E, "seq": 3}
-    bad: dict[str, Any]
-    for bad in ({"seq": True}, {"seq": 0}, {"seq": 1.0}, {"epoch": 7}, {"author": ""}, {"author": "x" * 1_000}):
-        with pytest.raises(FrameError):
-            origin({**good, **bad})
-    for key in good:
-        with pytest.raises(FrameError):
-            origin({k: v for k, v in good.items() if k != key})
-
-
-def test_parse_since() -> None:
-    assert parse_since(None) is None
-    assert parse_since("start") == "start"
-    assert parse_since(7) == 7
-    assert parse_since({T: {A: [E, 3]}}) == {T: {A: (E, 3)}}
-    wrong: Any
-    for wrong in (True, -1, 1.0, "end", [], {T: 1}, {T: {A: 1}}, {T: {A: [E]}}, {T: {A: [E, -1]}}, {T: {A: [3, E]}}):
-        with pytest.raises(FrameError) as caught:
-            parse_since(wrong)
-        assert caught.value.close_code == 24
 
 
 def test_ranges_against_a_set() -> None:

@@ -39,9 +39,13 @@ class Against(RuleBasedStateMachine):
         self.dropped: set[int] = set()
         self.told_lost: set[int] = set()
         self.known = start
+        self.repaired = 0
 
     def teardown(self) -> None:
         self.patch.undo()
+
+    def missing(self) -> set[int]:
+        return {seq for a, b in verdict(self.seqs).missing for seq in range(a, b + 1)}
 
     def deliver(self, items: list[int]) -> None:
         self.out += items
@@ -49,12 +53,16 @@ class Against(RuleBasedStateMachine):
     @rule(seq=st.integers(1, 40))
     def event(self, seq: int) -> None:
         self.known = max(self.known, seq)
+        before = self.missing()
         self.deliver(self.seqs.event(T, A, E, seq, seq, self.now))
+        self.repaired += len((before - self.missing()) & {seq})
 
     @rule(seq=st.integers(1, 40), count=st.integers(1, 10))
     def run(self, seq: int, count: int) -> None:
         self.known = max(self.known, seq + count - 1)
-        self.deliver(self.seqs.run(T, A, E, seq, list(range(seq, seq + count)), self.now))
+        before, numbers = self.missing(), range(seq, seq + count)
+        self.deliver(self.seqs.run(T, A, E, seq, list(numbers), self.now))
+        self.repaired += len((before - self.missing()).intersection(numbers))
 
     @rule(seq=st.integers(1, 45))
     def left_out(self, seq: int) -> None:
@@ -82,9 +90,9 @@ class Against(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.05, 0.5, 1.0, 20.0]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
-        before = {n for a, b in verdict(self.seqs).missing for n in range(a, b + 1)}
+        before = self.missing()
         self.deliver(self.seqs.expire(self.now))
-        after = {n for a, b in verdict(self.seqs).missing for n in range(a, b + 1)}
+        after = self.missing()
         self.told_lost |= before - after
         for repair in self.seqs.wanted(self.now):
             assert set(range(repair.a, repair.b + 1)) <= after
@@ -101,7 +109,8 @@ class Against(RuleBasedStateMachine):
         if not hasattr(self, "seqs"):
             return
         found = verdict(self.seqs)
-        missing = {n for a, b in found.missing for n in range(a, b + 1)}
+        missing = self.missing()
+        assert found.repaired == self.repaired
         lost = {n for a, b in found.lost for n in range(a, b + 1)}
         assert self.out == sorted(set(self.out)), "in order, no doubles"
         assert found.known == max(self.known, self.start - 1)
