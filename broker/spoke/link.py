@@ -38,6 +38,10 @@ INBOXES_A_TURN of loop.py: 2.9 us of a subscriber's CPU an event beside 2.2). QU
 REGISTER_TIMEOUT = 10.0
 """A hub that took the connection says hub.register within this time, or the connection counts as failed."""
 
+STABLE = 5.0
+"""Seconds a connection has to last to count as good. One that fails as soon as it is there is not dialled again at the
+first, shortest wait over and over."""
+
 Receiver = Callable[[Any], None]
 
 
@@ -322,12 +326,14 @@ class Link:
         await self._change.wait()
 
     async def _keep(self, ticket: Ticket) -> None:
-        attempt = 0
+        attempt, loop = 0, asyncio.get_running_loop()
         while True:
             if await self._attempt(ticket):
-                attempt = 0
+                since = loop.time()
                 while self._conn is not None:
                     await self._changed()
+                if loop.time() - since >= STABLE:
+                    attempt = 0
             most = min(self._options.backoff_first * 2**attempt, self._options.backoff_most)
             attempt = min(attempt + 1, 16)  # 2**16 is far over any bound; keeps the number small
             await asyncio.sleep(random.uniform(0, most))

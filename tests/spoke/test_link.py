@@ -112,10 +112,13 @@ async def test_a_good_connection_starts_the_spacing_anew_and_one_that_never_regi
     await turns()
     await come_and_go(1, registers=False)  # in one batch: opened and closed before the keeper had a turn
     await come_and_go(2, registers=False)
+    monkeypatch.setattr("broker.spoke.link.STABLE", 0.0)
     await come_and_go(3, registers=True)
     await come_and_go(4, registers=False)
-    assert asked == [(0, 1.0), (0, 2.0), (0, 1.0), (0, 2.0)]
-    assert link.connects == 1
+    monkeypatch.setattr("broker.spoke.link.STABLE", 3600.0)
+    await come_and_go(5, registers=True)  # gone again before it could count as good
+    assert asked == [(0, 1.0), (0, 2.0), (0, 1.0), (0, 2.0), (0, 4.0)]
+    assert link.connects == 2
     await link.close()
 
 
