@@ -175,8 +175,7 @@ class Subscription:
             return
         if self._paused and self._full():
             # It is known to exist from here on, so it cannot be forgotten: a hole until the hub sends it again.
-            self._sequences.head(topic, author, epoch, seq - 1, now, baseline=True)
-            self._sequences.head(topic, author, epoch, seq, now)
+            self._sequences.left_out(topic, author, epoch, seq, now)
             return
         ready = self._sequences.event(topic, author, epoch, seq, event, now)
         if ready:
