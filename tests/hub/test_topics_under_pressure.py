@@ -145,11 +145,13 @@ async def test_the_hub_keeps_its_bound_of_bytes() -> None:
         sub.subscribe(">") as events,
     ):
         await sub.call("hub.topics")
-        for number in range(500):
-            await pub.publish(f"t.{number % 5}", pad)
-            if number % 100 == 99:
-                await pub.flush(PATIENCE)
-        await take(events, 500)
+        for _ in range(
+            25
+        ):  # few at a time: who lags is overtaken when the bound is reached, and that is not the matter here
+            for number in range(20):
+                await pub.publish(f"t.{number % 5}", pad)
+            await take(events, 20)
+        await pub.flush(PATIENCE)
         assert 0 < Numbers(hub)("ring_bytes") <= 1_048_576
         assert Numbers(hub)("ring_bytes") == sum(one.ring.bytes for one in hub.router.topics.channels.values())
         assert events.verdict == "complete"
