@@ -48,14 +48,15 @@ async def hub(job: dict[str, Any], io: WorkerIO) -> None:
 
 def _calls_of(profile: cProfile.Profile) -> dict[str, Any]:
     """How many functions of Python ran, and the seconds in Group.send (the only call that knows the subscribers)."""
-    functions, sending = 0, 0.0
+    functions, sending, batches = 0, 0.0, 0
     for entry in profile.getstats():
         if isinstance(entry.code, str):
             if "Group" in entry.code and "send" in entry.code:
                 sending += entry.inlinetime
+                batches += entry.callcount
         else:
             functions += entry.callcount
-    return {"functions": functions, "group_send_seconds": sending}
+    return {"functions": functions, "group_send_seconds": sending, "batches": batches}
 
 
 async def answer(job: dict[str, Any], io: WorkerIO) -> None:

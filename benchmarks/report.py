@@ -166,7 +166,12 @@ def _cost_rows(figures: Figures) -> Iterable[tuple[str, str, str, str]]:
         if len(costs) < 2:
             continue
         least, most = min(costs), max(costs)
-        counts = ", ".join(f"{count}: {costs[count]['functions_per_event']:g}" for count in sorted(costs))
+        counted = []
+        for count in sorted(costs):
+            one = costs[count]
+            sizes = f"{min(one['events_per_batch']):g} to {max(one['events_per_batch']):g}"
+            counted.append(f"{count}: {one['functions_per_event']:g} (batches of {sizes})")
+        counts = ", ".join(counted)
         ratio = costs[most]["functions_per_event"] / costs[least]["functions_per_event"]
         met = "" if ratio < 1.1 else "  MISSED"
         yield (
