@@ -7,6 +7,7 @@ do.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -69,46 +70,28 @@ async def _invite(common: Common, ticket: str, input: dict[str, Any]) -> int:
     return 0
 
 
-def ban(
-    ticket: TicketArgument,
-    node_id: NodeIdArgument,
-    json: Json = False,
-    key: KeyFile = None,
-    connect_timeout: ConnectTimeout = 10.0,
-    log_level: LogLevelOption = None,
-    log_format: LogFormatOption = None,
-) -> int:
-    """Ends a NodeId's connections and refuses it from now on."""
-    common = Common.start(json, log_level, log_format, key=key, connect_timeout=connect_timeout)
-    return run(_change(common, ticket, "ban", _checked(node_id)))
+def _change_of(verb: str, text: str) -> Callable[..., int]:
+    """The command that changes what one NodeId may: they differ in the word alone."""
+
+    def command(
+        ticket: TicketArgument,
+        node_id: NodeIdArgument,
+        json: Json = False,
+        key: KeyFile = None,
+        connect_timeout: ConnectTimeout = 10.0,
+        log_level: LogLevelOption = None,
+        log_format: LogFormatOption = None,
+    ) -> int:
+        common = Common.start(json, log_level, log_format, key=key, connect_timeout=connect_timeout)
+        return run(_change(common, ticket, verb, _checked(node_id)))
+
+    command.__name__, command.__doc__ = verb, text
+    return command
 
 
-def unban(
-    ticket: TicketArgument,
-    node_id: NodeIdArgument,
-    json: Json = False,
-    key: KeyFile = None,
-    connect_timeout: ConnectTimeout = 10.0,
-    log_level: LogLevelOption = None,
-    log_format: LogFormatOption = None,
-) -> int:
-    """Takes a ban back: the NodeId is admitted again if it was before, or if the hub is open."""
-    common = Common.start(json, log_level, log_format, key=key, connect_timeout=connect_timeout)
-    return run(_change(common, ticket, "unban", _checked(node_id)))
-
-
-def kick(
-    ticket: TicketArgument,
-    node_id: NodeIdArgument,
-    json: Json = False,
-    key: KeyFile = None,
-    connect_timeout: ConnectTimeout = 10.0,
-    log_level: LogLevelOption = None,
-    log_format: LogFormatOption = None,
-) -> int:
-    """Ends a NodeId's connections. It may come back at once."""
-    common = Common.start(json, log_level, log_format, key=key, connect_timeout=connect_timeout)
-    return run(_change(common, ticket, "kick", _checked(node_id)))
+ban = _change_of("ban", "Ends a NodeId's connections and refuses it from now on.")
+unban = _change_of("unban", "Takes a ban back: the NodeId is admitted again if it was before, or if the hub is open.")
+kick = _change_of("kick", "Ends a NodeId's connections. It may come back at once.")
 
 
 def _checked(node_id: str) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
 from broker.errors import TopicError
+from broker.protocol.wire import RESERVED_PREFIXES
 
 __all__ = [
     "MAX_PATIENCE",
@@ -51,13 +52,12 @@ MATCH_CACHE: Final = 4_096
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]+")
 _TOPIC: Final = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
-_RESERVED: Final = ("call.", "hub.", "topic.", "__")
 _STRICTNESS: Final[dict[str, int]] = {"disconnect": 0, "drop_oldest": 1, "block": 2}
 
 
 def is_reserved(name: str) -> bool:
     """Whether a message type belongs to the protocol and so can never be a topic."""
-    return name.startswith(_RESERVED)
+    return name.startswith(RESERVED_PREFIXES)
 
 
 def check_topic(name: object) -> None:

@@ -20,7 +20,7 @@ from broker.events import Event
 from broker.protocol.registration import Operation, Registration, parse, to_detail
 from broker.protocol.routing import check_pattern
 from broker.protocol.ticket import Ticket
-from broker.protocol.wire import PROTOCOL_VERSION
+from broker.protocol.wire import PROTOCOL_VERSION, CloseCode
 from broker.spoke.answers import Answers, current_call
 from broker.spoke.calls import Answer, Calls, RollCall
 from broker.spoke.link import Link
@@ -305,7 +305,7 @@ class Spoke:
 
     def _on_ack(self, detail: Any) -> None:
         if not isinstance(detail, dict) or type(detail.get("seq")) is not int:
-            raise FrameError("topic.ack needs topic, epoch and seq", close_code=24)
+            raise FrameError("topic.ack needs topic, epoch and seq", close_code=CloseCode.BAD_MESSAGE)
         self._publisher.acknowledged(str(detail.get("topic")), str(detail.get("epoch")), detail["seq"])
 
     def _on_complaint(self, detail: Any) -> None:
