@@ -11,13 +11,18 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/iroh-broker/target
 PYTHON ?= python3
 ARGS ?=
+SECONDS ?= 60
+
+# cargo-fuzz and what it builds: other flags than the extension's, so a directory of its own.
+FUZZ_HOME := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/iroh-broker/fuzz
+CARGO_FUZZ := $(FUZZ_HOME)/bin/cargo-fuzz
 
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What the caller's shell has set must not reach the build: another environment would get the editable install.
 unexport CONDA_PREFIX PYTHONHOME PYTHONPATH
 
-CODE := $(wildcard broker tests benchmarks examples scripts)
+CODE := $(wildcard broker tests benchmarks examples grafana scripts)
 EXTENSION := broker/_gossip_ext.abi3.so
 CRATE := gossip_ext/Cargo.toml
 CRATE_SOURCES := $(CRATE) gossip_ext/Cargo.lock $(wildcard gossip_ext/build.rs) $(shell find gossip_ext/src -type d -o -name '*.rs')
@@ -29,13 +34,15 @@ CARGO = PYO3_BUILD_EXTENSION_MODULE=1 \
 CARGO_FLAGS := --locked --release --manifest-path $(CRATE)
 
 # Debian packages that the tests marked `system` and the benchmarks start or call.
-SYSTEM_PACKAGES := nats-server openssl prometheus redis-server
+SYSTEM_PACKAGES := faketime iproute2 nats-server nftables openssl prometheus redis-server
 
 # --- Set-up: three stamps, each rebuilt only when what it depends on has changed -----------------------------------
 
 VENV_STAMP := .venv/.made
 TOOLS_STAMP := .venv/.tools
 EXTENSION_STAMP := .venv/.extension
+FUZZ_STAMP := .venv/.fuzz
+PICTURES_STAMP := .venv/.pictures
 # A stamp without the thing it stands for (git clean, a copied tree) is no stamp.
 ifeq ($(wildcard $(EXTENSION)),)
 .PHONY: $(EXTENSION_STAMP)
@@ -56,8 +63,23 @@ $(EXTENSION_STAMP): $(TOOLS_STAMP) $(CRATE_SOURCES)
 	@for tool in cargo cc; do command -v $$tool >/dev/null || \
 		{ echo "$$tool is needed to build the extension: a Rust toolchain and a C compiler." >&2; exit 1; }; done
 	@echo "Building the extension into $(CARGO_TARGET_DIR) (minutes the first time, seconds after)"
+	@touch $@.begun  # as old as the build's beginning: a source saved during the build is built next time
 	PIP_QUIET=1 .venv/bin/maturin develop --release
+	@mv $@.begun $@
+
+$(FUZZ_STAMP): $(TOOLS_STAMP)
+	@.venv/bin/python -m pip install --quiet --only-binary atheris --group fuzz || { \
+		echo "atheris has no wheel for this machine: x86-64 Linux with Python 3.11 to 3.14 has one. Without it go" >&2; \
+		echo "make test, and .venv/bin/python -m tests.fuzz hypothesis, which is most of it." >&2; exit 1; }
 	@touch $@
+
+$(PICTURES_STAMP): $(TOOLS_STAMP)
+	.venv/bin/python -m pip install --quiet --group pictures
+	@touch $@
+
+$(CARGO_FUZZ):
+	@echo "Building cargo-fuzz into $(FUZZ_HOME) (a minute, once a machine)"
+	CARGO_TARGET_DIR=$(FUZZ_HOME)/target cargo install cargo-fuzz --version '~0.13' --locked --quiet --root $(FUZZ_HOME)
 
 .PHONY: setup
 setup: $(EXTENSION_STAMP)  ## Make .venv, install the tools, build the extension; Python edits are live
@@ -70,7 +92,7 @@ demo: setup  ## Hub and spokes on this machine's live data (ARGS="--spokes 5 --s
 
 .PHONY: test
 test: setup  ## Every test that needs nothing more than the set-up (ARGS="-k name")
-	$(CARGO) test $(CARGO_FLAGS) --lib --quiet
+	$(CARGO) test $(CARGO_FLAGS) --test '*' --quiet
 	.venv/bin/python -m pytest $(ARGS)
 
 .PHONY: test-system
@@ -105,8 +127,26 @@ format: setup  ## Let ruff and rustfmt put the code in order
 	cargo fmt --manifest-path $(CRATE)
 
 .PHONY: fuzz
-fuzz: setup  ## The Hypothesis tests again, with many more and random examples (ARGS="--hypothesis-seed=1")
-	.venv/bin/python -m pytest -m 'hypothesis and not system' --hypothesis-profile=fuzz --timeout=3600 $(ARGS)
+fuzz: setup $(FUZZ_STAMP) $(CARGO_FUZZ)  ## Fuzz each target for SECONDS=60 (ARGS="calls hub", --help; tests/fuzz/README.md)
+	PATH="$(dir $(CARGO_FUZZ)):$$PATH" CARGO_TARGET_DIR=$(FUZZ_HOME)/target \
+		.venv/bin/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
+
+.PHONY: chaos
+chaos: setup system-packages  ## Every scenario of broker/lab/scenarios.toml on a lab of namespaces (ARGS="--seed 7")
+	.venv/bin/broker lab chaos $(ARGS)
+
+.PHONY: dashboards
+dashboards: setup  ## Write grafana/dashboards/*.json from grafana/boards.py
+	.venv/bin/python -m grafana.draw
+
+.PHONY: pictures
+pictures: setup system-packages $(PICTURES_STAMP)  ## Draw what the dashboards show of a testbed into docs/images (2 min)
+	.venv/bin/python -m grafana.pictures $(ARGS)
+
+.PHONY: sim
+sim: setup  ## Hubs and spokes in virtual time (SEEDS=10000; one again: SEED=7 ONLY=0,3-5 TRACE=1)
+	.venv/bin/python -m tests.sim $(if $(SEED),--seed $(SEED) $(if $(ONLY),--only $(ONLY)) $(if $(TRACE),--trace), \
+		--seeds $(or $(SEEDS),1000)) $(ARGS)
 
 .PHONY: bench
 bench: setup system-packages  ## Measure, with peers in the same run (ARGS=--help)
@@ -114,7 +154,7 @@ bench: setup system-packages  ## Measure, with peers in the same run (ARGS=--hel
 
 .PHONY: clean
 clean:  ## Remove what was built in the checkout; the shared Rust target directory stays
-	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis $(EXTENSION)
+	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz $(EXTENSION)
 	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
 	@echo "Kept, shared with other checkouts: $(CARGO_TARGET_DIR)"
 

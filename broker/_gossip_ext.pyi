@@ -9,22 +9,33 @@ from collections.abc import Sequence
 from typing import Final, final
 
 __all__ = [
+    "BATCH",
     "CALLS",
     "CLOSED",
     "DATAGRAM",
     "DIAL_FAILED",
     "DRAINED",
     "FRAMES",
+    "HEAD",
+    "LAGGED",
+    "NEIGHBOUR",
     "OPENED",
+    "SWARM_DRAINED",
     "TOPICS",
     "ConnectionStats",
     "Endpoint",
     "Group",
+    "Overview",
+    "Swarm",
     "drive",
+    "forget",
     "generate_secret",
     "node_id",
+    "open_batch",
+    "runtime_stats",
     "sign",
     "start_thread",
+    "topic_id",
     "verify",
 ]
 
@@ -40,6 +51,13 @@ CLOSED: Final[int]  # (CLOSED, conn: int, code: int | None, reason: str, remote:
 DRAINED: Final[int]  # (DRAINED, conn: int)  a lane that refused a send has room again
 DIAL_FAILED: Final[int]  # (DIAL_FAILED, token: int, kind: str, code: int | None, message: str)
 DATAGRAM: Final[int]  # (DATAGRAM, conn: int, payload: bytes)
+NEIGHBOUR: Final[int]  # (NEIGHBOUR, swarm: int, node_id: str, up: bool)
+BATCH: Final[int]  # (BATCH, swarm: int, author: str, epoch: str, first_seq: int, frames: list[bytes | None])
+# A checked batch of one author's consecutive events, as whole JSON messages; None: an event above the message limit,
+# to be asked for over a stream. Batches of one author may come out of order, since gossip has more than one path.
+HEAD: Final[int]  # (HEAD, swarm: int, author: str, epoch: str, seq: int)  the author's newest number, signed
+LAGGED: Final[int]  # (LAGGED, swarm: int)  gossip overran this program: batches are gone, nobody knows which
+SWARM_DRAINED: Final[int]  # (SWARM_DRAINED, swarm: int)  a swarm that refused a publish has room again
 
 # Lanes of a connection's writer. Everything in CALLS goes before anything in TOPICS.
 CALLS: Final[int]
@@ -57,15 +75,32 @@ def sign(secret: bytes, message: bytes) -> bytes:
 def verify(node_id: str, message: bytes, signature: bytes) -> bool:
     """Whether the signature is the NodeId's. False for a malformed NodeId or signature, never an exception."""
 
+def topic_id(realm_secret: bytes, topic: str, generation: int) -> bytes:
+    """The swarm id of a topic, 32 bytes: BLAKE3 keyed with the realm's secret (32 bytes). Who knows it may join."""
+
+def open_batch(topic: str, data: bytes, hubs: Sequence[str] = ...) -> tuple[str, str, int, list[bytes | None]]:
+    """(author, epoch, first_seq, frames) of a batch that came another way than by gossip. ValueError, beginning with
+    the counter's name (``malformed``, ``wrong_topic``, ``bad_signature``, ``not_allowed``), if it does not hold."""
+
 def start_thread() -> None:
     """Runs the runtime on a thread of its own; a second call does nothing."""
 
-def drive(fd: int, timeout: float | None) -> None:
+def drive(fd: int, timeout: float | None, keep: bool = False) -> bool:
     """Runs the runtime on this thread until items arrive in an inbox (or a drain left some), ``fd`` (an epoll
     descriptor, open for the whole call) is readable, a signal arrives, or ``timeout`` seconds have passed (None: no
     limit; 0 or less: one turn). It may return early without any of these. Without the GIL. RuntimeError while another
     thread is in here. An inbox that nobody drains ends one call, not every one. For signals it puts a descriptor
-    of its own into ``signal.set_wakeup_fd`` while nobody else's is there; a handler that raises, raises from here."""
+    of its own into ``signal.set_wakeup_fd`` while nobody else's is there; a handler that raises, raises from here.
+    True: ``fd`` may be readable. ``keep``: the same ``fd`` comes again, and :func:`forget` before it is closed. While
+    news come often it stays awake for 0.4 ms before it sleeps."""
+
+def forget(fd: int) -> None:
+    """Ends what ``keep`` of :func:`drive` began."""
+
+def runtime_stats() -> dict[str, float]:
+    """tokio's runtime, which all endpoints of the process share. Now: workers, alive_tasks, queue_depth (tasks that
+    were woken from outside and wait for their turn). Since it began: busy_seconds, parks (times that it found nothing
+    to do)."""
 
 @final
 class ConnectionStats:
@@ -87,6 +122,27 @@ class ConnectionStats:
     """Read from the peer and not yet drained by Python, plus 64 for each frame: what ``inbox_bytes`` bounds."""
 
 @final
+class Overview:
+    """A reading of a whole endpoint. Its dicts have a key for each protocol: ``alkhub/1`` and ``/iroh-gossip/1``."""
+
+    quic: dict[str, dict[str, int]]
+    """Since bind, over live and ended connections: datagrams_in, datagrams_out, bytes_in, bytes_out (UDP payloads),
+    packets_out, packets_lost, bytes_lost (in lost packets: what QUIC sends again) and congestion_events. They never go
+    down; of gossip, what an ended connection did in its last half second may be missing, and so may the congestion
+    events of a path that has closed."""
+    rtt: dict[str, dict[str, tuple[list[int], float]]]
+    """Round trips of live connections by path (:attr:`ConnectionStats.path`): how many are within each bound and above
+    the one before, those above all bounds last; and their sum in seconds."""
+    paths: list[tuple[int, str]]
+    """(conn, path) of every framed connection."""
+    queued_bytes: int
+    """In the writers of all framed connections."""
+    queued_frames: int
+    inbox_bytes: int
+    sockets: list[str]
+    """Local addresses ``ip:port`` of the UDP sockets; empty after close."""
+
+@final
 class Endpoint:
     """One UDP socket, one identity, a router for every ALPN. Close it, or it closes when it is dropped."""
 
@@ -105,6 +161,7 @@ class Endpoint:
         open_timeout: float = 10.0,
         frame_timeout: float = 30.0,
         idle_timeout: float = 15.0,
+        gossip_message_bytes: int = 0,
     ) -> Endpoint:
         """Binds ``bind`` (``ip:port``, ``[v6]:port``; port 0 is a free one) and contacts nobody, unless relays are
         given. ``accept`` takes incoming connections; ``open`` admits every NodeId that is not denied (default: only the
@@ -116,6 +173,8 @@ class Endpoint:
         most. Measured with ``kill -9``: noticed after idle_timeout while sending, up to 1.3 times that while idle.
         A peer that starts again on the same port is noticed no sooner: iroh draws the key of its stateless resets anew
         in each process. Whoever needs to know sooner pings. Without ``accept`` every incoming connection is refused.
+        ``gossip_message_bytes``: the size of a gossip message, the same in the whole realm (512 to 65,536; 0: this
+        endpoint does not gossip). With it ``/iroh-gossip/1`` is accepted, from the peers of :meth:`admit_peers` alone.
         Raises broker.errors.BindError (names the address), ValueError for malformed arguments."""
 
     @property
@@ -176,11 +235,46 @@ class Endpoint:
         connection for every ALPN: a refused one is closed with code 32 (``not admitted``) or 33 (``banned``) and
         costs no Python. Returns the live connections that the new sets no longer admit, and closes them."""
 
+    def admit_peers(self, add: Sequence[str], remove: Sequence[str] = ..., *, full: bool = False) -> None:
+        """Who may gossip with this endpoint, in either direction; ``full``: ``add`` takes the place of the whole set.
+        Who is removed, and whoever :meth:`admit` denies, has its gossip connections closed at once (33). Asked in the
+        handshake: a NodeId that is not in the set is refused with 32 before gossip sees it. A swarm that gets more than
+        10 batches in 10 s that do not hold from one neighbour's own hand refuses it (33) until the swarm is left."""
+
+    def learn(self, node_id: str, addrs: Sequence[str], relay_urls: Sequence[str] = ...) -> None:
+        """Where a peer can be dialled by gossip, in place of what was learnt before. The newest 10,000 stay."""
+
+    def join(
+        self,
+        topic: str,
+        id: bytes,
+        peers: Sequence[str],
+        *,
+        hubs: Sequence[str] = ...,
+        authors: Sequence[str] | None = None,
+        inbox_bytes: int = 4_194_304,
+        keep_bytes: int = 1_048_576,
+    ) -> Swarm:
+        """Joins a topic's swarm by way of ``peers`` (NodeIds whose addresses were learnt; none: others join by way of
+        us). ``hubs`` may publish, and sign on behalf of other authors; ``authors``: who else may publish (None: all).
+        ``inbox_bytes`` bounds what was received and not drained: beyond it gossip overruns us and LAGGED says so.
+        ``keep_bytes`` of the newest signed batches are kept for :meth:`Swarm.batches`. Joining a second id of a topic
+        beside the first is allowed (a new generation). RuntimeError without gossip_message_bytes."""
+
+    def overview(self, rtt_bounds: Sequence[float]) -> Overview:
+        """One walk over all connections, for whoever scrapes: about 2 us each. ``rtt_bounds``: seconds, ascending."""
+
     def counters(self) -> dict[str, int]:
         """Totals since bind: accepted, dialled, refused_not_admitted, refused_banned, bad_frames, stream_timeouts,
         frame_timeouts, second_streams, frames_in, frames_out, bytes_in, bytes_out, wakeups, drained_items, lane_full,
-        datagrams_in, datagrams_out, datagrams_dropped, relay_bytes_in, relay_bytes_out, direct_bytes_in,
-        direct_bytes_out."""
+        datagrams_in, datagrams_out, datagrams_dropped, connections_opened, connections_closed (of all protocols),
+        udp_datagrams_in, udp_batches_in (received with one system call), holepunch_attempts, relay_connects,
+        relay_connects_failed, relay_disconnects, relay_bytes_in, relay_bytes_out, direct_bytes_in,
+        direct_bytes_out, gossip_dials_failed, gossip_cut (connections of removed, denied or shunned peers),
+        gossip_stalled (of peers that took nothing for seconds and held up all others: 38), gossip_unused; refusals on
+        ``/iroh-gossip/1`` count as refused_not_admitted and refused_banned too.
+        While it gossips, what iroh-gossip counts: gossip_control_in, _out, _bytes_in, _bytes_out, gossip_data_in, _out,
+        _bytes_in, _bytes_out, gossip_neighbours_up, gossip_neighbours_down. And now: gossip_connections."""
 
     def close(self, timeout: float = 2.0) -> None:
         """Closes every connection (code 1, ``going away``) and the socket; waits up to ``timeout`` s for the peers to
@@ -201,3 +295,46 @@ class Group:
         """Queues the payloads on every member's TOPICS lane: framed once, one shared buffer, all or none for each
         member. Returns the members whose lane was full: they got nothing, and have left the group (DRAINED follows
         when there is room)."""
+
+@final
+class Swarm:
+    """One topic's gossip overlay, as this endpoint is in it. It is left by :meth:`leave`, or when it is dropped."""
+
+    @property
+    def id(self) -> int:
+        """What inbox items call it; never that of a connection."""
+
+    @property
+    def topic(self) -> str: ...
+    def publish(self, epoch: str, first_seq: int, frames: Sequence[bytes], *, author: str | None = None) -> bool:
+        """Queues consecutive events (whole JSON messages, numbered from ``first_seq``) to be batched, signed and
+        broadcast; all or none. ``author``: on whose behalf, if not our own. Batches close at the message size, or 5 ms
+        after their first event; after 5 ms of rest an event goes at once. False: the queue is full (SWARM_DRAINED
+        follows). ValueError for malformed arguments. What is published here does not come back."""
+
+    def head(self, epoch: str, seq: int, *, author: str | None = None) -> None:
+        """Tells the swarm the newest number of a sequence, signed. It goes after what publish has queued."""
+
+    def join_peers(self, peers: Sequence[str]) -> None:
+        """More peers to join by way of: after a silence, or when halves must find each other again. A peer with which
+        nothing was exchanged for 3 s is dialled anew, where it was learnt to be last."""
+
+    def allow(self, *, hubs: Sequence[str], authors: Sequence[str] | None) -> None:
+        """Replaces who may sign for others, and who may publish."""
+
+    def batches(self, author: str, epoch: str, a: int, b: int, max_bytes: int = 262_144) -> list[bytes]:
+        """The kept signed batches that hold any of ``a..b``, in order; our own too."""
+
+    def neighbours(self) -> list[str]: ...
+    def message_bytes(self) -> int:
+        """An event up to this size goes whole. A larger one goes by reference, unless it fits without what its batch
+        says anyway (topic, author, epoch)."""
+
+    def counters(self) -> dict[str, int]:
+        """Totals since join: batches_out, events_out, references_out, heads_out, batches_in, events_in, heads_in,
+        bytes_in, bytes_out, lagged, malformed, wrong_topic, bad_signature, not_allowed, bad_chain, stale, over_rate,
+        neighbours_up, neighbours_down, publish_full; and now: neighbours, queued_events, kept_bytes."""
+
+    def leave(self) -> None:
+        """Leaves the swarm: neighbours are told, what is queued is sent first, for 1 s at most. A second call does
+        nothing."""

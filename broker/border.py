@@ -15,7 +15,7 @@ from broker import _gossip_ext as ext
 from broker.loop import watch
 from broker.protocol.wire import CloseCode
 
-__all__ = ["Handler", "attach"]
+__all__ = ["Handler", "SwarmHandler", "attach", "explain"]
 
 log = logging.getLogger("broker.border")
 
@@ -45,8 +45,38 @@ class Handler(Protocol):
         """``size`` items have been handed on."""
 
 
-def attach(endpoint: ext.Endpoint, handler: Handler) -> Callable[[], None]:
-    """Hands ``endpoint``'s inbox to ``handler`` on the running loop. Returns what stops it."""
+class SwarmHandler(Protocol):
+    """Who is told what arrived in the swarms of an endpoint. ``swarm`` is ``ext.Swarm.id``."""
+
+    def neighbour(self, swarm: int, node_id: str, up: bool) -> None:
+        """A neighbour has come or gone."""
+
+    def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, frames: list[bytes | None]) -> None:
+        """A checked batch of consecutive events. None: one above the message limit."""
+
+    def headed(self, swarm: int, author: str, epoch: str, seq: int) -> None:
+        """The newest number of a sequence, signed."""
+
+    def lagged(self, swarm: int) -> None:
+        """Gossip overran this program: nobody knows what is gone."""
+
+    def swarm_drained(self, swarm: int) -> None:
+        """A swarm that refused a publish has room again."""
+
+
+def explain(message: str) -> str:
+    """Why a dial failed, in words of this protocol where TLS has only its own. A NodeId is the certificate here."""
+    if "invalid peer certificate" not in message:
+        return message
+    return (
+        f"{message.partition(': ')[0]} is another NodeId than the ticket's: a new hub, or one whose data directory was "
+        "replaced\ntake its present ticket, or give it back its data"
+    )
+
+
+def attach(endpoint: ext.Endpoint, handler: Handler, swarms: SwarmHandler | None = None) -> Callable[[], None]:
+    """Hands ``endpoint``'s inbox to ``handler``, and what its swarms bring to ``swarms``, on the running loop. Returns
+    what stops it."""
     methods: dict[int, Callable[..., None]] = {
         ext.OPENED: handler.opened,
         ext.FRAMES: handler.frames,
@@ -55,6 +85,16 @@ def attach(endpoint: ext.Endpoint, handler: Handler) -> Callable[[], None]:
         ext.DIAL_FAILED: handler.dial_failed,
         ext.DATAGRAM: handler.datagram,
     }
+    of_swarms: dict[int, Callable[..., None]] = {}
+    if swarms is not None:
+        of_swarms = {
+            ext.NEIGHBOUR: swarms.neighbour,
+            ext.BATCH: swarms.gossiped,
+            ext.HEAD: swarms.headed,
+            ext.LAGGED: swarms.lagged,
+            ext.SWARM_DRAINED: swarms.swarm_drained,
+        }
+        methods |= of_swarms
 
     def wake() -> None:
         items = cast("list[tuple[Any, ...]]", endpoint.drain())
@@ -64,8 +104,8 @@ def attach(endpoint: ext.Endpoint, handler: Handler) -> Callable[[], None]:
             except Exception:
                 # A bug of ours. The rest of this item is lost, so its connection must not go on as if nothing were;
                 # the other connections do.
-                log.exception("handling an item from the network failed; its connection is closed")
-                if kind != ext.DIAL_FAILED:
+                log.exception("handling an item from the network failed; its connection, if it has one, is closed")
+                if kind != ext.DIAL_FAILED and kind not in of_swarms:  # what a swarm lost is missed and repaired
                     endpoint.close_connection(rest[0], CloseCode.INTERNAL, "internal error")
         try:
             handler.batch_done(len(items))

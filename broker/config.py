@@ -8,7 +8,6 @@ Not here: a spoke's options (spoke/options.py), and what any of the values does.
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 import re
 import tomllib
@@ -17,18 +16,35 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from broker.errors import ConfigError, TopicError
-from broker.protocol.access import ADMIN, check_operation_pattern
-from broker.protocol.routing import check_pattern
+from broker.config_values import (
+    KIB,
+    MIB,
+    CarrierChoice,
+    Count,
+    HttpAddress,
+    NodeId,
+    OperationPatterns,
+    RelayUrl,
+    ScopeName,
+    Seconds,
+    TopicPattern,
+    TopicPatterns,
+    UdpAddress,
+    scope_name,
+    split_address,
+)
+from broker.errors import ConfigError
+from broker.protocol.registration import MAX_OPERATIONS
 from broker.toml_lines import key_lines
 
 __all__ = [
     "AccessConfig",
     "AdmissionConfig",
     "CallsConfig",
+    "GossipConfig",
     "HubConfig",
     "KeyDescription",
     "LimitsConfig",
@@ -38,85 +54,11 @@ __all__ = [
     "describe_keys",
     "key_lines",
     "load_config",
+    "scope_name",
     "split_address",
 ]
 
-KIB: Final = 1024
-MIB: Final = 1024 * KIB
-NODE_ID: Final = re.compile(r"[0-9a-fA-F]{64}")
 ENVIRONMENT_PREFIX: Final = "BROKER_"
-OFF: Final = ("", "off")
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """``host:port`` or ``[v6]:port``. ValueError says what is wrong."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
-        raise ValueError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:0 (port 0 is a free one)")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ValueError(f"an IPv6 address stands in brackets, such as [{host}]:{port}")
-    return host, int(port)
-
-
-def _udp_address(text: str) -> str:
-    host, port = split_address(text)
-    try:
-        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
-    except ValueError:
-        raise ValueError(f"{host!r} is not an IP address; 0.0.0.0 or [::] takes every interface") from None
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
-
-
-def _http_address(text: str) -> str:
-    if text in OFF:
-        return ""
-    split_address(text)
-    return text
-
-
-def _relay_url(text: str) -> str:
-    if not re.match(r"https?://[^/\s]+", text):
-        raise ValueError(f"{text!r} is not a relay's URL, such as https://relay.example.org")
-    return text
-
-
-def _node_id(text: str) -> str:
-    if not NODE_ID.fullmatch(text):
-        raise ValueError(f"{text!r} is not a NodeId, which is 64 hex digits; `broker key show FILE` prints one")
-    return text.lower()
-
-
-def _topic_pattern(text: str) -> str:
-    try:
-        check_pattern(text)
-    except TopicError as error:
-        raise ValueError(str(error)) from None
-    return text
-
-
-def _operation_pattern(text: str) -> str:
-    check_operation_pattern(text)
-    return text
-
-
-def scope_name(text: str) -> str:
-    """ValueError unless scopes may be called so."""
-    if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,64}", text):
-        raise ValueError(f"{text[:80]!r} is not a scope's name: 1 to 64 letters, digits and _ . : -")
-    if text == ADMIN:
-        raise ValueError(f"{ADMIN!r} is what administrators are stamped with; admission.admins makes them")
-    return text
-
-
-NodeId = Annotated[str, AfterValidator(_node_id)]
-ScopeName = Annotated[str, AfterValidator(scope_name)]
-TopicPatterns = tuple[Annotated[str, AfterValidator(_topic_pattern)], ...]
-OperationPatterns = tuple[Annotated[str, AfterValidator(_operation_pattern)], ...]
-RelayUrl = Annotated[str, AfterValidator(_relay_url)]
-Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=100_000_000)]
 
 
 class _Table(BaseModel):
@@ -170,12 +112,30 @@ class TopicsConfig(_Table):
     most_topics: Count = 100_000
     patience: Annotated[float, Field(ge=0, le=3_600, allow_inf_nan=False)] = 2.0
     """Seconds for which a slow reader that blocks may hold up a topic's publishers."""
+    carrier: CarrierChoice = "auto"
+    """How events travel: ``stream`` from the hub, ``gossip`` among the subscribers, or what costs the hub less."""
+    carriers: dict[TopicPattern, CarrierChoice] = {}
+    """The same by pattern; of several that match the longest counts."""
+    uplink_bytes: Annotated[float, Field(ge=KIB, le=1e12, allow_inf_nan=False)] = 1_250_000_000
+    """Bytes a second that streams of one topic may cost before ``auto`` moves it to gossip."""
+    cpu_deliveries: Annotated[float, Field(ge=1, le=1e9, allow_inf_nan=False)] = 1_500_000.0
+    """The same in deliveries a second."""
+
+
+class GossipConfig(_Table):
+    """Topics that travel peer to peer."""
+
+    enabled: bool = True
+    """Without it every topic goes by stream, and nobody may gossip with this hub."""
+    message_bytes: Annotated[int, Field(ge=512, le=65_536)] = 4_096
+    """The largest gossip message, the same at every hub of the realm. A larger event is fetched by stream."""
 
 
 class LimitsConfig(_Table):
     """Bounds that keep one peer from harming the others."""
 
-    max_frame_bytes: Annotated[int, Field(ge=KIB, le=64 * MIB)] = MIB
+    max_frame_bytes: Annotated[int, Field(ge=2 * KIB, le=64 * MIB)] = MIB
+    """Spokes are told. At least what the hub itself says on every connect."""
     calls_queue_bytes: Annotated[int, Field(ge=64 * KIB, le=1_024 * MIB)] = 8 * MIB
     """A connection's outgoing calls and control messages."""
     topics_queue_bytes: Annotated[int, Field(ge=64 * KIB, le=1_024 * MIB)] = MIB
@@ -193,7 +153,8 @@ class LimitsConfig(_Table):
     """What the hub holds for a NodeId that does not read; above it the fullest connection is ended."""
     calls_in_flight: Count = 100_000
     calls_in_flight_per_peer: Count = 1_024
-    operations_per_peer: Count = 1_000
+    operations_per_peer: Annotated[int, Field(ge=1, le=MAX_OPERATIONS)] = MAX_OPERATIONS
+    """Operations that one connection offers; what it registers beyond them is left out, and it is told."""
     open_timeout: Seconds = 10.0
     """An accepted connection brings its stream and first frame in this time."""
     frame_timeout: Seconds = 30.0
@@ -223,8 +184,8 @@ class HubConfig(_Table):
     """Identity file. Without it ``data``'s is used; without either, a new identity each start."""
     data: Path | None = None
     """Directory for what lasts: the identity, the port."""
-    bind: Annotated[str, AfterValidator(_udp_address)] = "127.0.0.1:0"
-    http: Annotated[str, AfterValidator(_http_address)] = "127.0.0.1:9464"
+    bind: UdpAddress = "127.0.0.1:0"
+    http: HttpAddress = "127.0.0.1:9464"
     """``""`` or ``"off"``: no HTTP."""
     relays: tuple[RelayUrl, ...] = ()
     ticket_file: Path | None = None
@@ -243,9 +204,18 @@ class HubConfig(_Table):
     admission: AdmissionConfig = AdmissionConfig()
     access: AccessConfig = AccessConfig()
     topics: TopicsConfig = TopicsConfig()
+    gossip: GossipConfig = GossipConfig()
     limits: LimitsConfig = LimitsConfig()
     calls: CallsConfig = CallsConfig()
     metrics: MetricsConfig = MetricsConfig()
+
+    @field_validator("gossip")
+    @classmethod
+    def _agrees(cls, value: GossipConfig, info: ValidationInfo) -> GossipConfig:
+        topics = info.data.get("topics")
+        if topics is not None and not value.enabled and "gossip" in (topics.carrier, *topics.carriers.values()):
+            raise ValueError("enabled is false, and [topics] wants gossip as the carrier; one of the two has to go")
+        return value
 
 
 def load_config(

@@ -33,6 +33,7 @@ __all__ = [
     "load",
     "load_or_create",
     "read_state",
+    "save",
     "write_atomically",
     "write_state",
 ]
@@ -106,6 +107,14 @@ def load_or_create(path: Path) -> bytes:
     return load(path)
 
 
+def save(path: Path, secret: bytes) -> None:
+    """Keeps a secret that somebody else has made, in place of what is there."""
+    try:
+        write_atomically(path, _text(secret), mode=0o600)
+    except OSError as error:
+        raise KeyFileError(f"the identity file {path} cannot be made: {error.strerror}") from None
+
+
 def _text(secret: bytes) -> bytes:
     return secret.hex().encode() + b"\n"
 
@@ -158,6 +167,8 @@ class HubState:
 
     port: int | None = None
     """The UDP port that was bound."""
+    node_id: str | None = None
+    """Who the hub was."""
 
 
 @contextmanager
@@ -167,7 +178,11 @@ def claim_data_dir(directory: Path) -> Iterator[Path]:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ConfigError(f"the data directory {directory} cannot be used: {error.strerror}", key="data") from None
+        raise ConfigError(
+            f"the data directory {directory} cannot be used: {error.strerror}\n"
+            "the hub writes its identity and who is admitted there: make it writable for this user, or give another",
+            key="data",
+        ) from None
     try:
         _lock(fd, directory)
         yield directory
@@ -208,10 +223,12 @@ def read_state(directory: Path) -> HubState:
         return HubState()
     except (OSError, orjson.JSONDecodeError) as error:
         raise _bad_state(path, str(error)) from None
-    port = value.get("port") if isinstance(value, dict) else None
+    port, node_id = (value.get("port"), value.get("node_id")) if isinstance(value, dict) else (None, None)
     if not isinstance(value, dict) or not (port is None or (type(port) is int and 0 < port < 65_536)):
         raise _bad_state(path, "it needs an object with a port")
-    return HubState(port=port)
+    if not (node_id is None or isinstance(node_id, str)):
+        raise _bad_state(path, "its node_id is no text")
+    return HubState(port=port, node_id=node_id)
 
 
 def _bad_state(path: Path, why: str) -> ConfigError:

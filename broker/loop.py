@@ -55,19 +55,20 @@ class DrivingSelector(selectors.BaseSelector):
         return self._inner.get_map()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ext.drive(self._inner.fileno(), 0 if self._more else timeout)
+        readable = ext.drive(self._inner.fileno(), 0 if self._more else timeout, True)
         woken = list(islice((endpoint for endpoint in self.inboxes if endpoint.pending()), INBOXES_A_TURN))
         for endpoint in woken:
             self.call_soon(self._wake, endpoint)  # runs in this turn of the loop, like a descriptor's callback
             self.inboxes[endpoint] = self.inboxes.pop(endpoint)  # the others have their turn first
         self._more = len(woken) == INBOXES_A_TURN
-        return self._inner.select(0)
+        return self._inner.select(0) if readable else []
 
     def _wake(self, endpoint: ext.Endpoint) -> None:
         if (wake := self.inboxes.get(endpoint)) is not None:  # else it was left alone meanwhile
             wake()
 
     def close(self) -> None:
+        ext.forget(self._inner.fileno())
         self._inner.close()
 
 

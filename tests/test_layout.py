@@ -33,7 +33,7 @@ REGISTRIES = re.compile("|".join(rf"\b{a}\.{b}\b" for a, b in [
     ("docker", "io"), ("ghcr", "io"), ("quay", "io"),
 ]))  # fmt: skip
 MACHINE_PATHS = re.compile(r"(?<![\w.~$}*-])/(home/\w|Users/\w|root/|work/)")
-GENERATED = {"gossip_ext/Cargo.lock"}
+GENERATED = {"benchmarks/bare_gossip/Cargo.lock", "gossip_ext/Cargo.lock", "gossip_ext/fuzz/Cargo.lock"}
 
 
 def project_files() -> list[str]:

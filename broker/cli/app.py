@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from broker.cli import admit, bench, call, check, demo, hub, key, ls, pub, serve, sub
+from broker.cli import admit, bench, call, check, demo, hub, key, lab, ls, pub, serve, sub
 from broker.cli.output import error_lines
 from broker.cli.running import INTERRUPTED
 from broker.errors import BrokerError, CallError, CallTimeout, Refused
@@ -76,6 +76,7 @@ for command, panel in (
     settings = {"auto_envvar_prefix": f"BROKER_{command.__name__.upper()}", **HELP}
     app.command(rich_help_panel=panel, context_settings=settings)(command)
 app.add_typer(key.app, rich_help_panel="Tools")
+app.add_typer(lab.app, rich_help_panel="Tools")
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -30,7 +30,7 @@ from broker.cli.options import (
 )
 from broker.cli.output import LineWriter
 from broker.cli.running import run
-from broker.errors import BrokerError, CallError, ConnectError
+from broker.errors import BrokerError, CallError, ConnectError, UsageError
 
 if TYPE_CHECKING:
     from broker import Spoke
@@ -65,6 +65,8 @@ def bench(
 ) -> int:
     """Measures calls (to a spoke in a process of its own) and events through a hub: rates, percentiles, losses."""
     check_carrier(carrier)
+    if native and carrier == "gossip":
+        raise UsageError("--native subscribers count what comes by stream: leave out --native or --carrier gossip")
     common = Common.start(json, log_level, log_format, connect_timeout=connect_timeout)
     load = _Load(read_ticket(ticket), calls, inflight, events, subscribers, size, carrier, native, processes)
     return run(load.run(common))
@@ -165,6 +167,7 @@ class _Load:
                 "subscribers": share,
                 "events": self._events,
                 "native": self._native,
+                "carrier": self._carrier,
                 "quiet": QUIET_SECONDS,
             }
             for share in shares
@@ -175,8 +178,9 @@ class _Load:
             await self._publish(spoke, topic, bar, shown)
             published = time.perf_counter() - began
             await spoke.flush(WORKER_READY_SECONDS)
+            carrier = spoke.carrier(topic)
             reports = [await worker.result() for worker in workers]
-        return self._summary(reports, began, published)
+        return self._summary(reports, began, published, carrier)
 
     async def _publish(self, spoke: Spoke, topic: str, bar: Progress, shown: Any) -> None:
         filler = "x" * max(0, self._size - OVERHEAD_BYTES)
@@ -187,7 +191,9 @@ class _Load:
                 bar.advance(shown, 256)
                 await asyncio.sleep(0)
 
-    def _summary(self, reports: Sequence[dict[str, Any]], began: float, published: float) -> dict[str, Any]:
+    def _summary(
+        self, reports: Sequence[dict[str, Any]], began: float, published: float, carrier: str
+    ) -> dict[str, Any]:
         # perf_counter is CLOCK_MONOTONIC on Linux, one clock for all processes of a machine.
         seconds = max(max(report["ended"] for report in reports) - began, published)
         deliveries = sum(report["received"] for report in reports)
@@ -196,7 +202,7 @@ class _Load:
             "events": self._events,
             "subscribers": self._subscribers,
             "size": self._size,
-            "carrier": "stream",
+            "carrier": carrier,
             "native": self._native,
             "processes": self._processes,
             "seconds": round(seconds, 4),

@@ -116,7 +116,7 @@ async def _python(job: dict[str, Any]) -> AsyncIterator[_PythonReader]:
 
     async with (
         connect(job["ticket"], name="bench subscribes") as spoke,
-        spoke.subscribe(job["topic"], patience=job["quiet"]) as events,
+        spoke.subscribe(job["topic"], patience=job["quiet"], carrier=job["carrier"]) as events,
     ):
         await spoke.call("hub.topics")  # calls are answered in order after it: the hub has the subscription
         yield _PythonReader(events, job)

@@ -1,7 +1,7 @@
 """``broker demo``: a hub and a few spokes on this machine's own live data, and somebody who looks at them.
 
 Hub, spokes and viewer are one process but talk over the network as anybody would: each has an endpoint and an identity
-of its own. What they show is measured when it is asked for (psutil). Not here: anything that the demo alone can do.
+of its own. Not here: what is measured (lab/host.py), nor anything that the demo alone can do.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from broker.cli.output import LineWriter, start_logging
 from broker.cli.running import INTERRUPTED, run, stop_signal, wait_for_either
 from broker.config import HubConfig
 from broker.errors import BindError, CallError
+from broker.lab.host import READINGS, load, processors
 
 if TYPE_CHECKING:
     from broker import Hub, Spoke
@@ -33,9 +34,7 @@ log = logging.getLogger("broker.cli")
 
 INTERVAL = 1.0
 """Seconds between events, and between calls."""
-OPERATIONS = ("host.load", "host.memory", "host.disks", "host.processes")
-FIRST_LOOK = 0.1
-"""Seconds over which the first reading of the processors is taken."""
+OPERATIONS = tuple(READINGS)
 HTTP = "127.0.0.1:9464"
 
 
@@ -68,7 +67,7 @@ async def _demo(count: int, seconds: float | None, http: str | None, json: bool)
     from broker import connect
 
     writer = LineWriter()
-    _processors.percent()
+    processors.percent()
     async with AsyncExitStack() as stack:
         stop = stack.enter_context(stop_signal())
         hub = await stack.enter_async_context(_hub(http))
@@ -157,70 +156,3 @@ async def _ended(*tasks: asyncio.Task[Any]) -> None:
         task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-# What a host tells of itself.
-
-
-class _Processors:
-    """How busy they are. psutil tells it since the last look; of two looks at once the second would see nothing."""
-
-    def __init__(self) -> None:
-        self._at, self._percent = 0.0, 0.0
-
-    def percent(self) -> float:
-        import psutil
-
-        now = time.monotonic()
-        if now - self._at >= INTERVAL / 2:
-            self._percent = psutil.cpu_percent(interval=None if self._at else FIRST_LOOK)
-            self._at = now
-        return self._percent
-
-
-_processors = _Processors()
-
-
-def load() -> dict[str, Any]:
-    """Load averages and the use of the processors in the last second."""
-    import psutil
-
-    one, five, fifteen = psutil.getloadavg()
-    return {"load": [round(one, 2), round(five, 2), round(fifteen, 2)], "cpu_percent": _processors.percent()}
-
-
-def memory() -> dict[str, Any]:
-    """Memory and swap, in bytes."""
-    import psutil
-
-    ram, swap = psutil.virtual_memory(), psutil.swap_memory()
-    return {"total": ram.total, "available": ram.available, "percent": ram.percent, "swap_used": swap.used}
-
-
-def disks() -> list[dict[str, Any]]:
-    """Mounted file systems and how full they are."""
-    import psutil
-
-    rows = []
-    for partition in psutil.disk_partitions():
-        with contextlib.suppress(OSError):  # a mount that this user may not look into
-            usage = psutil.disk_usage(partition.mountpoint)
-            rows.append({"mount": partition.mountpoint, "total": usage.total, "percent": usage.percent})
-    return rows
-
-
-def processes() -> dict[str, Any]:
-    """How many processes there are, and the five that hold the most memory."""
-    import psutil
-
-    rows = [process.info for process in psutil.process_iter(["pid", "name", "memory_info"])]
-    rows.sort(key=lambda info: info["memory_info"].rss if info["memory_info"] else 0, reverse=True)
-    largest = [
-        {"pid": info["pid"], "name": info["name"], "rss": info["memory_info"].rss}
-        for info in rows[:5]
-        if info["memory_info"]
-    ]
-    return {"count": len(rows), "largest": largest}
-
-
-READINGS = {"host.load": load, "host.memory": memory, "host.disks": disks, "host.processes": processes}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,11 +18,17 @@ from broker.cli.options import (
 )
 from broker.cli.output import LineWriter, table
 from broker.cli.running import run
+from broker.errors import ExecutionFailed
+
+if TYPE_CHECKING:
+    from broker import Spoke
 
 __all__ = ["ls"]
 
 Kind = Literal["spokes", "operations", "topics"]
 KINDS: tuple[Kind, ...] = ("spokes", "operations", "topics")
+
+PAGE_ROWS = 1_000
 
 Columns = dict[str, Callable[[dict[str, Any]], Any]]
 
@@ -74,14 +80,33 @@ async def _list(common: Common, ticket: str, kinds: tuple[Kind, ...]) -> int:
     writer = LineWriter()
     async with common.connect(ticket, "broker ls") as spoke:
         for kind in kinds:
-            rows = await spoke.call(f"hub.{kind}")
-            if kind == "spokes":
-                rows = [row for row in rows if row["node_id"] != spoke.node_id]  # the one that asks is no news
-            if common.json:
-                await writer.lines(rows)
-            else:
-                await writer.text(table(kind.capitalize(), COLUMNS[kind], rows))
+            listed: list[Any] = []
+            async for page in _pages(spoke, f"hub.{kind}"):
+                # The one that asks is no news.
+                rows = [row for row in page if kind != "spokes" or row["node_id"] != spoke.node_id]
+                if common.json:
+                    await writer.lines(rows)
+                else:
+                    listed += rows
+            if not common.json:
+                await writer.text(table(kind.capitalize(), COLUMNS[kind], listed))
     return 0
+
+
+async def _pages(spoke: Spoke, operation: str) -> AsyncIterator[list[Any]]:
+    """A hub that does not know pages answers with everything at once."""
+    after = ""
+    while True:
+        page = await spoke.call(operation, {"after": after, "limit": PAGE_ROWS})
+        if isinstance(page, list):
+            yield page
+            return
+        yield page["rows"]
+        before, after = after, page["next"]
+        if after is None:
+            return
+        if after <= before:
+            raise ExecutionFailed(f"{operation} gives the page after {before!r} again: the hub is at fault")
 
 
 def _name(spoke: Any) -> str:

@@ -129,8 +129,8 @@ class Common:
 
 def check_carrier(carrier: Carrier) -> None:
     """Raises for one that comes with a later version."""
-    if carrier in ("gossip", "datagram"):
-        raise UsageError(f"the carrier {carrier} is not there yet; auto and stream are")
+    if carrier == "datagram":
+        raise UsageError(f"the carrier {carrier} is not there yet; auto, stream and gossip are")
 
 
 def read_ticket(argument: str) -> str:

@@ -44,7 +44,8 @@ async def _cancelled_by_signals(main: Coroutine[Any, Any, int]) -> int:
 
 
 def _handle(number: signal.Signals) -> None:
-    _handlers[-1](number)
+    if _handlers:  # else it came when all was over: the loop may have it still to run after its handlers are gone
+        _handlers[-1](number)
 
 
 @contextmanager

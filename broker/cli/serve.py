@@ -164,7 +164,7 @@ class _Server:
         ticket = self._spoke.listen().encode()
         if ticket_file is not None:
             try:
-                keys.write_atomically(ticket_file, ticket.encode() + b"\n")
+                keys.write_atomically(ticket_file, ticket.encode() + b"\n", mode=0o600)  # who has it may be its hub
             except OSError as error:
                 raise ConfigError(f"{ticket_file} cannot be written: {error.strerror}", key="--ticket-file") from None
         row = {"event": "listening", "node_id": self._spoke.node_id, "ticket": ticket}
@@ -194,7 +194,7 @@ class _Server:
     def _http(self, address: str) -> Any:
         from broker.cli.spoke_http import spoke_http
 
-        return spoke_http(address, self._spoke, lambda: self._draining)
+        return spoke_http(address, self._spoke, not_yet=lambda: "draining" if self._draining else None)
 
 
 async def _ended(*tasks: asyncio.Task[Any]) -> None:

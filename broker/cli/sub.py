@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -36,7 +37,10 @@ __all__ = ["sub"]
 log = logging.getLogger("broker.cli")
 
 LOST = 1
-"""Exit status of --check when events are known to be lost."""
+"""Exit status when events are known to be lost: of --check, and of a --count that they kept from being reached."""
+WHY_LOST = "the hub no longer had them, or this reader was too slow for its policy"
+LOOK_INTERVAL = 0.25
+"""Seconds between looks at what is lost while nothing comes: that an event is lost is no event."""
 
 
 def sub(
@@ -45,7 +49,14 @@ def sub(
         list[str], typer.Argument(metavar="TOPIC...", help="Names or patterns: a.*, a.>", show_default=False)
     ],
     count: Annotated[
-        int | None, typer.Option("--count", metavar="N", min=1, help="Ends after so many.", show_default=False)
+        int | None,
+        typer.Option(
+            "--count",
+            metavar="N",
+            min=1,
+            help="Ends after so many, or with status 1 when what is lost leaves fewer.",
+            show_default=False,
+        ),
     ] = None,
     seconds: Annotated[
         float | None, typer.Option("--seconds", metavar="S", min=0.001, help="Ends after so long.", show_default=False)
@@ -72,13 +83,17 @@ def sub(
 ) -> int:
     """Prints events, one a line, until the count or the time is reached. With --check, status 1 if any were lost."""
     check_carrier(carrier)
+    if carrier == "gossip" and (wild := [topic for topic in topics if "*" in topic or ">" in topic]):
+        raise UsageError(
+            f"--carrier gossip takes the names of topics, not the pattern {wild[0]}; without it patterns work"
+        )
     start = _since(since)
     common = Common.start(json, log_level, log_format, key=key, connect_timeout=connect_timeout)
 
     async def main() -> int:
         async with (
             common.connect(ticket, "broker sub") as spoke,
-            spoke.subscribe(*topics, since=start, policy=policy, patience=patience) as events,
+            spoke.subscribe(*topics, since=start, policy=policy, patience=patience, carrier=carrier) as events,
         ):
             log.info("subscribed to %s", ", ".join(topics))
             return await _Reader(common, events, count, seconds).run(check)
@@ -100,7 +115,7 @@ class _Reader:
     """Reads one subscription until the count, the time, or a signal."""
 
     def __init__(self, common: Common, events: Subscription, count: int | None, seconds: float | None) -> None:
-        self._events, self._left = events, count
+        self._events, self._count, self._printed = events, count, 0
         self._ends = None if seconds is None else time.monotonic() + seconds
         self._writer = LineWriter()
         self._plain = common.plain(self._writer)
@@ -114,14 +129,17 @@ class _Reader:
                 lost = await self._show_verdicts() if check else 0
         if stop.done():
             return INTERRUPTED
+        if self._count is not None and self._printed < self._count and self._reached():
+            note(f"{self._printed} of {self._count} events came, the others are lost: {WHY_LOST}")
+            return LOST
         return LOST if lost else 0
 
     async def _read(self, stop: asyncio.Future[signal.Signals]) -> None:
         batches = aiter(self._events.batches())
-        while self._left != 0 and (batch := await self._next(batches, stop)) is not None:
-            if self._left is not None:
-                batch = batch[: self._left]
-                self._left -= len(batch)
+        while not self._reached() and (batch := await self._next(batches, stop)) is not None:
+            if self._count is not None:
+                batch = batch[: self._count - self._printed]
+            self._printed += len(batch)
             if self._plain:
                 await self._writer.write(b"".join(map(_line, batch)))
             else:
@@ -132,12 +150,24 @@ class _Reader:
     ) -> list[Event] | None:
         """Nothing is cancelled while it is being written, so that no line is ever cut."""
         arrival = asyncio.ensure_future(anext(batches, None))
-        rest = None if self._ends is None else max(0.0, self._ends - time.monotonic())
         try:
-            await asyncio.wait((arrival, stop), timeout=rest, return_when=asyncio.FIRST_COMPLETED)
-            return arrival.result() if arrival.done() else None
+            while True:
+                rest = math.inf if self._ends is None else max(0.0, self._ends - time.monotonic())
+                look = rest if self._count is None else min(rest, LOOK_INTERVAL)
+                timeout = None if look == math.inf else look
+                await asyncio.wait((arrival, stop), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                if arrival.done():
+                    return arrival.result()
+                if stop.done() or rest <= look or self._reached():
+                    return None
         finally:
             arrival.cancel()
+
+    def _reached(self) -> bool:
+        """As many as were asked for have come, or those that have not are known to be lost."""
+        if self._count is None or self._printed >= self._count:
+            return self._count is not None
+        return not self._events.queued and self._printed + _lost(self._events.verdicts) >= self._count
 
     async def _show_verdicts(self) -> int:
         """How many events are lost."""
@@ -146,10 +176,13 @@ class _Reader:
             await self._writer.lines(map(_verdict_row, verdicts))
         else:
             await self._writer.text(_verdict_table(verdicts))
-        lost: int = sum(last - first + 1 for verdict in verdicts for first, last in verdict.lost)
-        if lost:
-            note(f"{lost} events are lost: the hub no longer had them, or this reader was too slow for its policy")
+        if lost := _lost(verdicts):
+            note(f"{lost} events are lost: {WHY_LOST}")
         return lost
+
+
+def _lost(verdicts: list[Verdict]) -> int:
+    return sum(sum(last - first + 1 for first, last in one.lost) - one.merged for one in verdicts)
 
 
 def _line(event: Event) -> bytes:

@@ -28,6 +28,7 @@ from broker.config import HubConfig, scope_name
 from broker.errors import ConfigError, ExecutionFailed, ValidationFailed
 from broker.keys import write_atomically
 from broker.protocol.access import MAX_ENTRIES, Grant, Policy, Scope
+from broker.protocol.wire import REALM_SCOPE
 
 __all__ = ["Admission", "Invite", "State", "read_admissions"]
 
@@ -44,6 +45,8 @@ MAX_SCOPES: Final = 64
 """Of one NodeId or invite."""
 MAX_GRANTS: Final = 1_000
 """Sets of scopes whose decisions are remembered."""
+
+HUB_GRANT: Final = Grant((REALM_SCOPE,), (), everything=True)
 
 _NODE_ID: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -87,6 +90,7 @@ class Admission:
         self._scopes = {name: Scope(**dict(scope)) for name, scope in config.access.scopes.items()}
         self._state = read_admissions(self._path) if self._path is not None else State()
         self._grants: dict[tuple[str, ...], Grant] = {}
+        self._hubs: frozenset[str] = frozenset()
         self._draining: list[str] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.policy = Policy()
@@ -104,7 +108,11 @@ class Admission:
 
     def grant(self, node_id: str) -> Grant:
         """What a NodeId may do."""
+        if node_id in self._hubs:
+            return HUB_GRANT
         scopes = self.policy.scopes_of(node_id)
+        if REALM_SCOPE in scopes:
+            return HUB_GRANT
         if (grant := self._grants.get(scopes)) is None:
             if len(self._grants) >= MAX_GRANTS:
                 self._grants.clear()
@@ -119,6 +127,40 @@ class Admission:
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+    # What other hubs of the realm decide.
+
+    def trust(self, hubs: Iterable[str]) -> None:
+        """These are hubs of this realm, and may do everything that a hub does."""
+        if (now := frozenset(hubs)) != self._hubs:
+            self._hubs = now
+            self._apply()
+
+    def told(self) -> dict[str, Any]:
+        """What other hubs of the realm are told."""
+        state = self._state
+        return {
+            "admitted": {node_id: list(scopes) for node_id, scopes in state.admitted.items()},
+            "banned": sorted(state.banned),
+        }
+
+    def merge(self, detail: Mapping[str, Any]) -> bool:
+        """Takes over what another hub has told. Whom one of them bans all ban; a ban is taken back at each. Whether
+        anything is another now. ValueError when it is malformed."""
+        admitted = {_node_id(one): _names(scopes) for one, scopes in detail["admitted"].items()}
+        banned = frozenset(map(_node_id, detail["banned"])) - self._hubs
+        state = self._state
+        state = replace(state, admitted={**admitted, **state.admitted}, banned=state.banned | banned)
+        if max(len(state.admitted), len(state.banned)) > MAX_ENTRIES:
+            raise ValueError(f"more than {MAX_ENTRIES} NodeIds")
+        if state == self._state:
+            return False
+        self._take(state)
+        try:
+            self._save(state)
+        except ExecutionFailed as error:
+            log.error("what another hub decided counts, but is not kept: %s", error)
+        return True
 
     # Changes.
 
@@ -167,8 +209,10 @@ class Admission:
             raise ExecutionFailed(f"{MAX_ENTRIES} NodeIds are banned, which is the limit")
         if node_id in self._state.banned:
             return False
-        self._state = replace(self._state, banned=self._state.banned | {node_id})
-        self._apply()
+        try:
+            self._take(replace(self._state, banned=self._state.banned | {node_id}))
+        except ValueError:
+            raise ValidationFailed("64 hex digits, but no NodeId: no key has them") from None
         self._save(self._state)
         return True
 
@@ -187,12 +231,22 @@ class Admission:
         self._state = state
         self._apply()
 
+    def _take(self, state: State) -> None:
+        """From now on this. ValueError, and nothing has changed, when the extension knows no key for a NodeId in it."""
+        before, self._state = self._state, state
+        try:
+            self._apply()
+        except ValueError:
+            self._state = before
+            self._apply()
+            raise
+
     def _check_scope(self, scope: str) -> None:
         try:
             scope_name(scope)
         except ValueError as error:
             raise ValidationFailed(str(error)) from None
-        if self._scopes and scope not in self._scopes:
+        if self._scopes and scope not in self._scopes and scope != REALM_SCOPE:
             raise ValidationFailed(f"the hub's config has no [access.scopes.{scope}]")
 
     # What follows from a change.
@@ -201,7 +255,7 @@ class Admission:
         config, state = self._config, self._state
         self.policy = Policy(
             open=config.open,
-            allow=frozenset(config.admission.allow).union(state.admitted),
+            allow=frozenset(config.admission.allow).union(state.admitted, self._hubs),
             deny=frozenset(config.admission.deny) | state.banned,
             admins=self._admins,
             scopes=self._scopes,

@@ -3,12 +3,15 @@ topics.py change them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from broker import _gossip_ext as ext
 from broker.hub.metrics import TopicCounters
 from broker.protocol.codec import encode
 from broker.protocol.ring import MAX_AUTHORS, Ring
+
+if TYPE_CHECKING:
+    from broker.hub.swarm import TopicSwarm
 
 __all__ = ["Channel", "head_of", "lost_frame"]
 
@@ -20,6 +23,7 @@ class Channel:
         "accounted",
         "announced",
         "authors",
+        "by_gossip",
         "counters",
         "group",
         "leftover",
@@ -27,8 +31,10 @@ class Channel:
         "pending",
         "published",
         "ring",
+        "swarm",
         "topic",
         "unacked",
+        "withheld",
     )
 
     def __init__(self, topic: str, ring: Ring, group: ext.Group, counters: TopicCounters) -> None:
@@ -47,6 +53,12 @@ class Channel:
         """(author, epoch) -> the peer that last published under it: where acknowledgements go."""
         self.announced: dict[tuple[str, str], tuple[int, int]] = {}
         """(author, epoch) -> (acked, newest) of authors that came back and have not sent it all again."""
+        self.swarm: TopicSwarm | None = None
+        """While it travels by gossip, what every event of it passes first."""
+        self.by_gossip: set[int] = set()
+        """Subscribers that hear the swarm: the group leaves them out."""
+        self.withheld = False
+        """Gossip is full: no acknowledgements until it has room."""
 
     def remember_author(self, key: tuple[str, str], peer: int) -> None:
         """Where this author's acknowledgements go."""

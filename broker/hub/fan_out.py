@@ -30,10 +30,17 @@ class FanOut:
     """The channels of a hub, in the order of their last event, and what of them is still to be sent."""
 
     def __init__(
-        self, *, send: Callable[[int, str, Any], None], disconnect: Callable[[int, str], None], most_bytes: int
+        self,
+        *,
+        send: Callable[[int, str, Any], None],
+        disconnect: Callable[[int, str], None],
+        limited: Callable[[str], None],
+        most_bytes: int,
     ) -> None:
         self._send, self._disconnect = send, disconnect
         self._most_bytes = most_bytes
+        self.limited = limited
+        """Told the name of a bound that was met."""
         self.channels: dict[str, Channel] = {}
         self.dirty: list[Channel] = []
         self.ack_due: dict[str, Channel] = {}
@@ -54,6 +61,7 @@ class FanOut:
     def shed(self) -> None:
         """Over the hub's own bound: the topics that have been quiet for longest give their oldest events. Who was to
         read them is told."""
+        self.limited("log_bytes")
         for channel in list(self.channels.values()):
             while self.over and len(channel.ring):
                 channel.ring.shed(len(channel.ring) // 4 + 1)
@@ -81,16 +89,22 @@ class FanOut:
 
     def send_acks(self, channel: Channel) -> None:
         self.ack_due.pop(channel.topic, None)
-        if channel.ring.held:
+        if channel.ring.held or channel.withheld:
             return  # withheld: this is what slows publishers down
+        if channel.swarm is not None:
+            channel.swarm.pacing.acknowledged(channel.unacked, time.monotonic())
         channel.unacked = 0
         for head in channel.ring.newly_ackable():
             self.ack(channel, *head)
 
     def ack(self, channel: Channel, author: str, epoch: str, seq: int) -> None:
         peer = channel.authors.get((author, epoch))
-        if peer is not None:
-            self._send(peer, "topic.ack", {"topic": channel.topic, "epoch": epoch, "seq": seq})
+        if peer is None:
+            return
+        detail = {"topic": channel.topic, "epoch": epoch, "seq": seq}
+        if channel.swarm is not None:
+            detail["window"] = channel.swarm.pacing.window
+        self._send(peer, "topic.ack", detail)
 
     def mind(self, channel: Channel) -> None:
         """What the ring has to say about its readers after it changed."""

@@ -13,10 +13,10 @@ from typing import Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 
 from broker.config import split_address
 from broker.errors import BindError
+from broker.hub.exposition import content_type, encode
 
 __all__ = ["serve_http"]
 
@@ -24,6 +24,8 @@ SHUTDOWN_SECONDS: Final = 1.0
 """A scrape in flight gets so long to finish when the server stops."""
 OPENMETRICS: Final = "application/openmetrics-text"
 GZIP_FROM_BYTES: Final = 4_096
+GZIP_ASIDE_FROM_BYTES: Final = 262_144
+"""From here on compressing holds the loop up for longer than a thread costs. Some 30 KiB are usual."""
 NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
@@ -64,18 +66,14 @@ async def _bind(runner: web.AppRunner, address: str) -> None:
         raise BindError(f"the HTTP address {address} {why}\n{advice}") from None
 
 
-def _format(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
-    """The library's own choice fails on a version that is not a number, and there are but two formats."""
-    return choose_encoder("application/openmetrics-text; version=1.0.0" if OPENMETRICS in accept else "")
-
-
 def _application(
     registry: CollectorRegistry, not_ready: Callable[[], str | None], status: Callable[[], str]
 ) -> web.Application:
     async def metrics(request: web.Request) -> web.Response:
-        encode, content_type = _format(request.headers.get("Accept", ""))
-        body = encode(registry)
-        response = web.Response(body=body, headers={"Content-Type": content_type, **NO_STORE})
+        openmetrics = OPENMETRICS in request.headers.get("Accept", "")
+        body = encode(registry, openmetrics=openmetrics)
+        headers = {"Content-Type": content_type(openmetrics), **NO_STORE}
+        response = web.Response(body=body, headers=headers, zlib_executor_size=GZIP_ASIDE_FROM_BYTES)
         if len(body) >= GZIP_FROM_BYTES:
             response.enable_compression()
         return response

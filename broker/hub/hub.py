@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 import secrets
+from collections import Counter
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -18,12 +19,15 @@ from typing import Any, Self
 from broker import _gossip_ext as ext
 from broker.border import attach
 from broker.config import HubConfig, split_address
-from broker.errors import BindError, ConfigError
+from broker.errors import BindError, ConfigError, TicketError
 from broker.hub.administration import administer
 from broker.hub.admission import Admission
+from broker.hub.extension_metrics import RTT_BUCKETS
 from broker.hub.http import serve_http
+from broker.hub.joining import join_realm
 from broker.hub.metrics import HubGauges, HubMetrics, watch_loop_lag
 from broker.hub.operations import HubOperations
+from broker.hub.realm import Realm
 from broker.hub.router import Router
 from broker.keys import (
     HubState,
@@ -47,6 +51,8 @@ log = logging.getLogger("broker.hub")
 DIAL_BACKOFF_FIRST, DIAL_BACKOFF_MOST = 0.2, 30.0
 RETURN_TIME = 10.0
 """Seconds in which the spokes of a killed hub notice (limits.idle_timeout) and come back to the restarted one."""
+CLOSE_TIMEOUT = 6.0
+"""For peers to hear that the hub goes, and the port to be free: QUIC drains 3 s where a peer died in a handshake."""
 DRAIN_POLL = 0.02
 """Seconds between looks at what is still in flight while draining: queues belong to the extension, which has no event
 for it."""
@@ -57,8 +63,6 @@ class Hub:
 
     def __init__(self, config: HubConfig | None = None) -> None:
         self.config = config or HubConfig()
-        if self.config.join is not None:
-            raise ConfigError("a hub cannot join another's realm in this version; leave it out", key="join")
         self.node_id = ""
         self.ticket = ""
         self.http_address: str | None = None
@@ -127,7 +131,7 @@ class Hub:
         config = self.config
         secret, bind = self._identity()
         endpoint = self._bind(secret, bind)
-        self._stack.callback(endpoint.close)
+        self._stack.callback(endpoint.close, CLOSE_TIMEOUT)
         self.node_id = endpoint.node_id
         admission = Admission(config, endpoint, data=config.data, admins=self._admins())
         self._stack.callback(admission.stop)
@@ -137,14 +141,17 @@ class Hub:
             operation_labels=config.metrics.operation_labels,
             gauges=self._gauges,
         )
-        router = self._router = Router(endpoint, config, metrics, admission)
+        router = self._router = Router(endpoint, config, metrics, admission, await self._realm(endpoint))
+        links = router.links
+        links.own, links.dial, links.on_change = lambda: self._ticket(None), self._dial, self._write_ticket
         administer(HubOperations(router), router, self._ticket)
         if self._restarted:
             router.topics.places.expect(RETURN_TIME)
         router.bind_loop(asyncio.get_running_loop())
         router.on_dialled = self._dialled
+        router.secret_of_dial = lambda token: self._dials[token].secret if token in self._dials else None
         self._stack.callback(router.stop)
-        self._stack.callback(attach(endpoint, router))
+        self._stack.callback(attach(endpoint, router, router.swarms if config.gossip.enabled else None))
         lag = asyncio.create_task(watch_loop_lag(metrics.loop_lagged), name="broker-loop-lag")
         self._stack.push_async_callback(_cancelled, lag)
         if config.http:
@@ -152,8 +159,32 @@ class Hub:
                 serve_http(config.http, registry=metrics.registry, not_ready=self._not_ready, status=self._status)
             )
         self._announce(endpoint)
+        router.links.start()
         for text in config.dial:
             self._dial(Ticket.decode(text))
+
+    async def _realm(self, endpoint: ext.Endpoint) -> Realm:
+        """This hub's own, or the one that it joins: then it waits for a hub of that realm, the first time."""
+        config = self.config
+        if config.join is None:
+            return Realm.of(config.data, self.node_id)
+        try:
+            ticket = Ticket.decode(config.join)
+        except TicketError as error:
+            raise ConfigError(str(error), key="join") from None
+        if Realm.known(config.data):
+            realm = Realm.of(config.data, self.node_id)
+            if realm.others and ticket.node_id not in realm.hubs:
+                raise ConfigError(
+                    f"{config.data} belongs to another realm than the hub {ticket.node_id[:10]} of the ticket: its "
+                    f"hubs are {', '.join(one[:10] for one in realm.others)}\n"
+                    "give this hub an empty directory to join, or that hub its former one, or leave --join out",
+                    key="join",
+                )
+            return realm
+        own = Ticket(node_id=self.node_id, addrs=tuple(endpoint.addrs()), relays=tuple(config.relays))
+        detail = await join_realm(endpoint, ticket, own)
+        return Realm.given(config.data, self.node_id, detail)
 
     def _identity(self) -> tuple[bytes, str]:
         """The secret key, and the address to bind: with a data directory both outlast the process."""
@@ -163,9 +194,17 @@ class Hub:
         self._stack.enter_context(claim_data_dir(config.data))
         secret = load_or_create(config.key or key_path(config.data))
         host, port = split_address(config.bind)
-        last = read_state(config.data).port
-        self._restarted = last is not None
-        return secret, _address(host, port or last or 0)
+        last = read_state(config.data)
+        node_id = ext.node_id(secret)
+        if last.node_id not in (None, node_id):
+            raise ConfigError(
+                f"{config.data} belongs to the hub {str(last.node_id)[:10]}, and this one is {node_id[:10]}: tickets, "
+                "bans and realm there are the other's\n"
+                "give this hub a directory of its own, or it that one's identity with --key",
+                key="data",
+            )
+        self._restarted = last.port is not None
+        return secret, _address(host, port or last.port or 0)
 
     def _admins(self) -> list[str]:
         """With a data directory, whoever can read it administers the hub: the identity is made on the first start."""
@@ -186,27 +225,37 @@ class Hub:
             open_timeout=limits.open_timeout,
             frame_timeout=limits.frame_timeout,
             idle_timeout=limits.idle_timeout,
+            gossip_message_bytes=self.config.gossip.message_bytes if self.config.gossip.enabled else 0,
         )
 
     def _announce(self, endpoint: ext.Endpoint) -> None:
         config = self.config
         addrs = endpoint.addrs()
-        self.ticket = self._ticket(None).encode()
         if config.data is not None and addrs:
-            write_state(config.data, HubState(port=split_address(addrs[0])[1]))
-        if config.ticket_file is not None:
-            try:
-                write_atomically(config.ticket_file, self.ticket.encode() + b"\n")
-            except OSError as error:
-                raise ConfigError(
-                    f"the ticket cannot be written to {config.ticket_file}: {error.strerror}", key="ticket_file"
-                ) from None
+            write_state(config.data, HubState(port=split_address(addrs[0])[1], node_id=self.node_id))
+        try:
+            self._write_ticket()
+        except OSError as error:
+            raise ConfigError(
+                f"the ticket cannot be written to {config.ticket_file}: {error.strerror}\n"
+                "make its directory writable for this user, or give another file",
+                key="ticket_file",
+            ) from None
+
+    def _write_ticket(self) -> None:
+        self.ticket = self._ticket(None).encode()
+        if self.config.ticket_file is not None:
+            write_atomically(self.config.ticket_file, self.ticket.encode() + b"\n")
 
     def _ticket(self, secret: str | None) -> Ticket:
-        """Where this hub is, with the secret of an invite."""
+        """Where this hub is and where the realm's others are, with the secret of an invite."""
         endpoint = self.router.endpoint
         return Ticket(
-            node_id=endpoint.node_id, addrs=tuple(endpoint.addrs()), relays=tuple(self.config.relays), secret=secret
+            node_id=endpoint.node_id,
+            addrs=tuple(endpoint.addrs()),
+            relays=tuple(self.config.relays),
+            secret=secret,
+            others=tuple(self.router.swarms.realm.others.values()),
         )
 
     # Dialling spokes.
@@ -232,7 +281,12 @@ class Hub:
         asyncio.get_running_loop().call_later(delay, self._redial, token)
 
     def _redial(self, token: int) -> None:
-        if not self._done.is_set() and (ticket := self._dials.get(token)) is not None:
+        ticket = self._dials.get(token)
+        if ticket is None or self._done.is_set():
+            return
+        if self.router.links.connected(ticket.node_id):  # another hub of the realm has dialled us meanwhile
+            asyncio.get_running_loop().call_later(DIAL_BACKOFF_MOST, self._redial, token)
+        else:
             self.router.endpoint.dial(token, ticket.node_id, list(ticket.addrs), list(ticket.relays))
 
     # What is shown.
@@ -248,19 +302,13 @@ class Hub:
     def _gauges(self) -> HubGauges:
         router = self.router
         topics = router.topics
-        spokes: dict[tuple[str, str], int] = {}
-        depth = queued = 0
-        for peer in router.sessions:
-            stats = router.endpoint.stats(peer)
-            if stats is not None:
-                spokes["iroh", stats.path] = spokes.get(("iroh", stats.path), 0) + 1
-                depth += stats.queued_frames
-                queued += stats.queued_bytes
+        overview = router.endpoint.overview(RTT_BUCKETS)
+        spokes = {conn for conn, session in router.sessions.items() if not session.hub}
         return HubGauges(
-            spokes=spokes,
+            spokes=Counter(("iroh", path) for conn, path in overview.paths if conn in spokes),
             calls_in_flight=len(router.calls),
-            queue_depth=depth,
-            queue_bytes=queued,
+            queue_depth=overview.queued_frames,
+            queue_bytes=overview.queued_bytes,
             slow_consumers=topics.readers.lagging,
             topics=len(topics.channels),
             patterns=len(topics.subscriptions),
@@ -268,6 +316,7 @@ class Hub:
             ring_bytes=topics.ring_bytes,
             stray_answers=router.calls.stray,
             endpoint=router.endpoint.counters(),
+            overview=overview,
         )
 
 

@@ -65,7 +65,7 @@ class Limits:
         for timer in (*self._timers.values(), *filter(None, [self._looking])):
             timer.cancel()
 
-    # Connections, calls, subscriptions.
+    # Connections, operations, calls, subscriptions.
 
     def connection(self, node_id: str) -> str:
         """Why one more connection is too many, or nothing."""
@@ -80,6 +80,18 @@ class Limits:
                 "(limits.connections_per_node)"
             )
         return ""
+
+    def operations(self, session: Session, ids: list[str]) -> int:
+        """How many of the operations that it offers there is room for; it is told of the others."""
+        most = self._config.operations_per_peer
+        if len(ids) > most:
+            self._count("operations")
+            message = (
+                f"{len(ids)} operations of this connection, {most} is the limit (limits.operations_per_peer); "
+                f"those from {ids[most]} on are not offered"
+            )
+            self._router.complain(session.peer, "LIMIT", message, ids[most], "offer")
+        return most
 
     def call(self, session: Session) -> Refused | None:
         """Why one more call is too many."""

@@ -2,25 +2,30 @@
 them when somebody scrapes, and reads then what the owner knows anyway (:class:`HubGauges`).
 
 Label values that a peer can choose are capped per hub, the rest is counted under ``other``. A NodeId or a spoke's name
-is never a label. Not here: the HTTP port (http.py).
+is never a label. Not here: the text that is made of it (exposition.py), what the extension counts
+(extension_metrics.py), the HTTP port (http.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import platform
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from broker.hub.exposition import CounterTable, Histogram, HistogramTable, TracedHistogram
+from broker.hub.extension_metrics import extension_families
 from broker.protocol.wire import CloseCode
+
+if TYPE_CHECKING:
+    from broker import _gossip_ext as ext
 
 __all__ = ["HubGauges", "HubMetrics", "SpokeGauges", "SpokeMetrics", "TopicCounters", "close_word", "watch_loop_lag"]
 
@@ -28,11 +33,11 @@ OTHER: Final = "other"
 MAX_REASONS: Final = 64
 """Distinct reasons of a disconnect or refusal, a label; ours are fewer."""
 CALL_BUCKETS: Final = (
-    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+    *(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
-"""Seconds. A call on one machine takes about 0.3 ms; the default timeout is 30 s."""
-LAG_BUCKETS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""Seconds. A handler that does not wait takes 5 us, a call on one machine 0.3 ms; the default timeout is 30 s."""
+LAG_BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 LAG_INTERVAL: Final = 0.5
 BATCH_BITS: Final = 14
 """Batches are counted by powers of two, up to 8,192 and above."""
@@ -62,27 +67,12 @@ class TopicCounters:
         self.published = self.delivered = self.dropped = self.repaired = self.lost = self.duplicates = 0
 
 
-class _Histogram:
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
-
-    def add(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-    def buckets(self) -> list[tuple[str, float]]:
-        edges = [*map(str, self.bounds), "+Inf"]
-        return list(zip(edges, map(float, accumulate(self.counts)), strict=True))
-
-
 class _Operation:
     __slots__ = ("codes", "seconds")
 
     def __init__(self) -> None:
         self.codes: dict[str, int] = {}
-        self.seconds = _Histogram(CALL_BUCKETS)
+        self.seconds = TracedHistogram(CALL_BUCKETS)
 
 
 class _Calls:
@@ -93,14 +83,15 @@ class _Calls:
         self._operations: dict[str, _Operation] = {}
         self._other = _Operation()
 
-    def ended(self, operation: str, code: str, seconds: float) -> None:
+    def ended(self, operation: str, code: str, seconds: float, trace: str = "") -> None:
+        """``trace``: the requestId, shown as an exemplar of how long calls take."""
         known = self._operations.get(operation)
         if known is None:
             known = self._label(operation, code)
         if code not in CALL_CODES:
             code = "UNKNOWN_ERROR"
         known.codes[code] = known.codes.get(code, 0) + 1
-        known.seconds.add(seconds)
+        known.seconds.add(seconds, trace)
 
     def _label(self, operation: str, code: str) -> _Operation:
         # Names that nobody offers would let any caller use the labels up.
@@ -109,19 +100,19 @@ class _Calls:
         return self._operations.setdefault(operation, _Operation())
 
     def families(self, prefix: str) -> Iterator[Metric]:
-        rows = [*self._operations.items(), (OTHER, self._other)]
-        calls = CounterMetricFamily(
-            f"{prefix}_calls", "Calls that have ended, by their code (OK or an error's).", labels=("operation", "code")
+        seen = [one for one in (*self._operations.items(), (OTHER, self._other)) if one[1].codes]
+        yield CounterTable(
+            f"{prefix}_calls",
+            "Calls that have ended, by their code (OK or an error's).",
+            ("operation", "code"),
+            [((name, code), count) for name, operation in seen for code, count in operation.codes.items()],
         )
-        seconds = HistogramMetricFamily(
-            f"{prefix}_call_seconds", "Time from a call's arrival to its end.", labels=("operation",)
+        yield HistogramTable(
+            f"{prefix}_call_seconds",
+            "Time from a call's arrival to its end.",
+            "operation",
+            [(name, operation.seconds) for name, operation in seen],
         )
-        for name, operation in rows:
-            for code, count in operation.codes.items():
-                calls.add_metric((name, code), count)
-            if operation.codes:
-                seconds.add_metric((name,), operation.seconds.buckets(), operation.seconds.total)
-        yield from (calls, seconds)
 
 
 class _Topics:
@@ -145,10 +136,8 @@ class _Topics:
 
     def families(self, prefix: str) -> Iterator[Metric]:
         for attribute, text in EVENT_COUNTS.items():
-            family = CounterMetricFamily(f"{prefix}_events_{attribute}", text, labels=("topic", "carrier"))
-            for labels, counters in self._counters.items():
-                family.add_metric(labels, getattr(counters, attribute))
-            yield family
+            rows = [(labels, getattr(counters, attribute)) for labels, counters in self._counters.items()]
+            yield CounterTable(f"{prefix}_events_{attribute}", text, ("topic", "carrier"), rows)
 
 
 def close_word(code: int | None) -> str:
@@ -198,6 +187,7 @@ class HubGauges:
     """Answers to a call that was over, unknown, or another's. Only grows."""
     endpoint: Mapping[str, int] = field(default_factory=dict)
     """``Endpoint.counters()``."""
+    overview: ext.Overview | None = None
 
 
 _GAUGES: Final = {
@@ -224,13 +214,15 @@ class HubMetrics(Collector):
         gauges: Callable[[], HubGauges] = HubGauges,
     ) -> None:
         self.gauges = gauges
+        self.swarms: Callable[[], Iterable[Metric]] = lambda: ()
+        """What there is to tell of topics over gossip (swarm_metrics.py)."""
         self.connects = 0
         self._version = version
         self._disconnects, self._refused, self._protocol_errors = _Reasons(), _Reasons(), _Reasons()
         self._limited = _Reasons()
         self._calls, self._topics = _Calls(operation_labels), _Topics(topic_labels)
         self.call_ended = self._calls.ended
-        self._lag = _Histogram(LAG_BUCKETS)
+        self._lag = Histogram(LAG_BUCKETS)
         self._batches = [0] * (BATCH_BITS + 1)
         self._batch_items = 0
         self.registry = CollectorRegistry(auto_describe=False)
@@ -258,7 +250,7 @@ class HubMetrics(Collector):
         self._protocol_errors.add(code)
 
     def limited(self, limit: str) -> None:
-        """A NodeId met one of its limits."""
+        """A bound was met: of a NodeId (limits.py), of a connection, or of the hub."""
         self._limited.add(limit)
 
     def batch(self, size: int) -> None:
@@ -276,6 +268,7 @@ class HubMetrics(Collector):
         yield from self._connections(gauges)
         yield from self._calls.families("broker")
         yield from self._topics.families("broker")
+        yield from self.swarms()
         for name, text in _GAUGES.items():
             yield GaugeMetricFamily(f"broker_{name}", text, value=getattr(gauges, name))
         yield CounterMetricFamily(
@@ -285,7 +278,7 @@ class HubMetrics(Collector):
             "broker_protocol_errors", "Breaches of the wire rules by peers, by their code.", label="code"
         )
         yield self._limited.family("broker_limited", "Times a limit was met, by the limit's name.", label="limit")
-        yield from _traffic(gauges.endpoint)
+        yield from extension_families(gauges.endpoint, gauges.overview)
         yield self._batch_family()
         yield _plain_histogram("broker_loop_lag_seconds", "How late the event loop is.", self._lag)
 
@@ -312,26 +305,19 @@ def _build_info(version: str) -> Metric:
     return family
 
 
-def _traffic(endpoint: Mapping[str, int]) -> Iterator[Metric]:
-    for path in ("relay", "direct"):
-        family = CounterMetricFamily(f"broker_{path}_bytes", f"Bytes over {path} paths.", labels=("direction",))
-        for direction in ("in", "out"):
-            family.add_metric((direction,), endpoint.get(f"{path}_bytes_{direction}", 0))
-        yield family
-
-
-def _plain_histogram(name: str, text: str, histogram: _Histogram) -> Metric:
+def _plain_histogram(name: str, text: str, histogram: Histogram) -> Metric:
     return HistogramMetricFamily(name, text, buckets=histogram.buckets(), sum_value=histogram.total)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpokeGauges:
-    """What a spoke knows, read when somebody scrapes. The last three only grow."""
+    """What a spoke knows, read when somebody scrapes. The last four only grow."""
 
     connected: bool = False
     calls_running: int = 0
     connects: int = 0
     published: int = 0
+    given_up: int = 0
     received: int = 0
 
 
@@ -345,6 +331,8 @@ class SpokeMetrics(Collector):
         self._version = version
         self._calls = _Calls(operation_labels)
         self.call_ended = self._calls.ended
+        self._lag = Histogram(LAG_BUCKETS)
+        self.loop_lagged = self._lag.add
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
@@ -352,10 +340,13 @@ class SpokeMetrics(Collector):
     def collect(self) -> Iterable[Metric]:
         gauges = self.gauges()
         yield _build_info(self._version)
+        yield _plain_histogram("broker_loop_lag_seconds", "How late the event loop is.", self._lag)
         yield GaugeMetricFamily("broker_spoke_connected", "Whether the hub is connected.", value=int(gauges.connected))
         yield GaugeMetricFamily("broker_spoke_calls_running", "Calls being answered.", value=gauges.calls_running)
         yield CounterMetricFamily("broker_spoke_connects", "Connections to the hub so far.", value=gauges.connects)
         yield CounterMetricFamily("broker_spoke_events_published", "Events published.", value=gauges.published)
+        gone = "Events published for another hub that are larger than this one takes."
+        yield CounterMetricFamily("broker_spoke_events_given_up", gone, value=gauges.given_up)
         yield CounterMetricFamily("broker_spoke_events_received", "Events received.", value=gauges.received)
         yield from self._calls.families("broker_spoke")
 

@@ -1,7 +1,7 @@
 """The operations that the hub itself offers: hub.operations, hub.spokes, hub.topics. Answered from live state.
 
 In the call table the hub is a peer like any other, so these are called, listed and balanced like a spoke's. Not here:
-administration (administration.py).
+what they list (listings.py), and administration (administration.py).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from broker.errors import CallError
+from broker.hub.listings import Listings
 from broker.hub.router import Router
 from broker.protocol.calls import HUB
 from broker.protocol.registration import Kind, Operation, Registration
@@ -31,9 +32,10 @@ class HubOperations:
         self._router = router
         self._handlers: dict[str, Handler] = {}
         self._operations: list[Operation] = []
-        self.add("hub.operations", "what can be called now, and at whom", lambda _, __: self.operations())
-        self.add("hub.spokes", "who is connected, how, and how far behind", lambda _, __: self.spokes())
-        self.add("hub.topics", "topics that have events or subscribers", lambda _, __: self.topics())
+        listings = Listings(router)
+        self.add("hub.operations", "what can be called now, and at whom", listings.operations)
+        self.add("hub.spokes", "who is connected, how, and how far behind", listings.spokes)
+        self.add("hub.topics", "topics that have events or subscribers", listings.topics)
         router.on_local_call = self._on_message
 
     def add(
@@ -66,60 +68,3 @@ class HubOperations:
             self._router.perform(table.error(HUB, wire, now))
         else:
             self._router.perform(table.responded(HUB, {"requestId": id, "output": output}, now))
-
-    def operations(self) -> list[dict[str, Any]]:
-        rows = []
-        for operation, spokes in self._router.calls.operations():
-            rows.append(
-                {
-                    "operation": operation.id,
-                    "kind": operation.kind,
-                    "description": operation.description,
-                    "input_schema": operation.input_schema,
-                    "output_schema": operation.output_schema,
-                    "spokes": [{"node_id": node_id, "name": name} for node_id, name in spokes],
-                }
-            )
-        return rows
-
-    def spokes(self) -> list[dict[str, Any]]:
-        rows = []
-        for session in self._router.sessions.values():
-            stats = self._router.endpoint.stats(session.peer)
-            rows.append(
-                {
-                    "node_id": session.node_id,
-                    "name": session.name,
-                    "transport": "iroh",
-                    "path": stats.path if stats else "none",
-                    "rtt_ms": round(stats.rtt * 1000, 3) if stats else None,
-                    "queued": stats.queued_frames if stats else 0,
-                    "queued_bytes": stats.queued_bytes if stats else 0,
-                    "dropped": session.dropped,
-                    "slow": session.slow,
-                    "lagging": self._router.topics.readers.lag_of(session.peer),
-                    "operations": len(session.registration.operations),
-                }
-            )
-        return rows
-
-    def topics(self) -> list[dict[str, Any]]:
-        topics = self._router.topics
-        rows = [
-            {
-                "topic": channel.topic,
-                "subscribers": len(topics.subscriptions.match(channel.topic)),
-                "carrier": "stream",
-                "authors": len({author for author, _, _ in channel.ring.heads()}),
-                "events": channel.published,
-                "kept": len(channel.ring),
-            }
-            for channel in topics.channels.values()
-        ]
-        known = {row["topic"] for row in rows}
-        rows += [
-            {"topic": pattern, "subscribers": count, "carrier": "stream", "authors": 0, "events": 0, "kept": 0}
-            for pattern, count in topics.subscriptions.rows()
-            if pattern not in known
-        ]
-        return rows

@@ -28,7 +28,8 @@ class _Place(NamedTuple):
     node_id: str
     """Empty for the places that a restarted hub keeps for everybody."""
     until: float
-    topics: list[str]
+    topics: dict[str, float]
+    """What is left of its patience on each."""
 
 
 class Places:
@@ -49,28 +50,31 @@ class Places:
     def opened(self, channel: Channel, now: float) -> None:
         """A topic's first event."""
         if now < self._expected_until:
-            self._hold(_Place("", self._expected_until, [channel.topic]), now)
+            self._hold(_Place("", self._expected_until, {channel.topic: self._expected_until - now}), now)
 
     def keep(self, peer: int, node_id: str) -> None:
-        topics, patience = [], 0.0
+        """A connection broke. Who had used up its patience before has no more of it for having gone."""
+        topics: dict[str, float] = {}
         for channel in self._fan_out.channels.values() if self._subscriptions.patterns(peer) else ():
             options = self._subscriptions.match(channel.topic).get(peer)
-            if options is not None and options.policy == "block" and options.patience:
-                topics.append(channel.topic)
-                patience = max(patience, options.patience)
+            if peer in channel.by_gossip:
+                continue  # it goes on hearing the others
+            if options is not None and options.policy == "block":
+                left = channel.ring.patience_left(peer, options.patience)
+                if left:
+                    topics[channel.topic] = left
         if topics:
             now = time.monotonic()
-            self._hold(_Place(node_id, now + patience, topics), now)
+            self._hold(_Place(node_id, now + max(topics.values()), topics), now)
 
     def _hold(self, place: _Place, now: float) -> None:
         if len(self._places) >= MAX_PLACES:
+            self._fan_out.limited("places")
             self._give_up(next(iter(self._places)))
         id = next(self._ids)
         self._places[id] = place
-        options = SubscribeOptions(patience=place.until - now)
-        for topic in place.topics:
-            ring = self._fan_out.channels[topic].ring
-            # What was on its way to it is lost with the connection: half a ring of it is kept too.
+        for topic, patience in place.topics.items():
+            ring, options = self._fan_out.channels[topic].ring, SubscribeOptions(patience=patience)
             ring.lag(id, ring.first_index, options, now)  # what was on its way to it is lost with the connection
             ring.pause(id)
             self._readers.channels.add(self._fan_out.channels[topic])

@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from broker import _gossip_ext as ext
-from broker.hub.channel import Channel, lost_frame
+from broker.hub.channel import Channel, head_of, lost_frame
 from broker.hub.fan_out import FanOut
+from broker.protocol.codec import encode
 from broker.protocol.routing import Subscriptions
 
 __all__ = ["Readers"]
@@ -22,6 +23,11 @@ FEED_EVENTS, FEED_BYTES = 512, 262_144
 
 MAX_REPAIRS_WAITING = 256
 """Repairs of one peer that wait for room in its queue."""
+
+MAX_ANSWERS = 64
+"""Answers to repairs that are kept while a batch lasts, 16 MiB at the very worst."""
+
+_Answer = tuple[list[bytes], list[tuple[int, int]], list[bytes]]
 
 LOST_FRAME = b'{"type":"topic.lost"'
 
@@ -46,6 +52,8 @@ class Readers:
         """Topics that have something for a peer."""
         self._repairs: dict[int, deque[tuple[str, str, str, int, int]]] = {}
         """Repairs that a peer asked for and whose answer its queue did not take yet."""
+        self._answers: dict[tuple[str, str, str, int, int], _Answer] = {}
+        """What this batch has asked for already."""
         self.channels: set[Channel] = set()
         """Those that have readers: the ones to look after as time passes."""
 
@@ -68,6 +76,8 @@ class Readers:
             channel = self._fan_out.channels.get(topic)
             if channel is None or not self.feed(channel, peer):
                 self._hungry[peer].discard(topic)
+            elif peer in channel.paused:
+                self._hungry[peer].discard(topic)  # fed when it goes on; the other topics are not to wait for that
             elif channel.leftover.get(peer):
                 return  # its queue is full again
 
@@ -121,11 +131,25 @@ class Readers:
 
     def rejoin(self, channel: Channel, peer: int) -> None:
         self.end(channel, peer)
-        channel.group.add(peer)
+        self.join(channel, peer)
         if channel.announced and (frames := channel.announcements()):
             self.tell_ahead(peer, frames)
         if (topics := self._hungry.get(peer)) is not None:
             topics.discard(channel.topic)
+
+    def join(self, channel: Channel, peer: int) -> None:
+        """From here on the fan-out feeds it; or the swarm, if it hears that: then it is told how far all are, so that
+        it misses nothing between the two."""
+        if peer not in channel.by_gossip:
+            channel.group.add(peer)
+            return
+        self.tell_heads(channel, peer)
+
+    def tell_heads(self, channel: Channel, peer: int) -> None:
+        """How far every author is: what of it the peer does not have is a hole to it."""
+        heads = [encode("topic.head", head_of(channel.topic, *head)) for head in channel.heads(baseline=False)]
+        if heads:
+            self.tell_ahead(peer, heads)
 
     def _lost_frames(self, channel: Channel, peer: int, ranges: Sequence[tuple[str, str, int, int]]) -> list[bytes]:
         """What names to a reader the ranges that it will not get. They travel in order with the events."""
@@ -163,14 +187,17 @@ class Readers:
         if channel is None:
             return  # its author may yet come back and refill; the subscriber asks again, and gives up in the end
         self._fan_out.flush(channel)
+        if channel.swarm is not None:
+            channel.swarm.served(time.monotonic())
         while first <= last:
-            frames, missing = self._span(channel, author, epoch, first, last)
-            if not frames and not missing:
+            frames, missing, told = self._answer(channel, author, epoch, first, last)
+            if not told:
                 return
-            gone = [lost_frame(topic, author, epoch, a, b) for a, b in missing]
-            if not self._tell(peer, [*frames, *gone]):
+            if not self._tell(peer, told):
                 # Its queue is full: answered when it has room. What overflows here is asked for again.
                 waiting = self._repairs.setdefault(peer, deque(maxlen=MAX_REPAIRS_WAITING))
+                if len(waiting) == MAX_REPAIRS_WAITING:
+                    self._fan_out.limited("repairs")
                 waiting.append((topic, author, epoch, first, last))
                 return
             self._count_read(channel, frames)
@@ -178,6 +205,23 @@ class Readers:
             channel.counters.lost += lost
             self._dropped(peer, lost)
             first += len(frames) + lost
+
+    def _answer(self, channel: Channel, author: str, epoch: str, first: int, last: int) -> _Answer:
+        """Events, what of the range is gone, and both as frames. Many ask for the same when gossip lost something: what
+        one batch of messages asks for is looked up once."""
+        key = (channel.topic, author, epoch, first, last)
+        if (known := self._answers.get(key)) is not None:
+            return known
+        frames, missing = self._span(channel, author, epoch, first, last)
+        gone = [lost_frame(channel.topic, author, epoch, a, b) for a, b in missing]
+        if len(self._answers) >= MAX_ANSWERS:
+            self._answers.clear()
+        answer = self._answers[key] = (frames, missing, [*frames, *gone])
+        return answer
+
+    def settle(self) -> None:
+        """The batch is over."""
+        self._answers.clear()
 
     def _span(
         self, channel: Channel, author: str, epoch: str, first: int, last: int

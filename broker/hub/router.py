@@ -11,7 +11,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from broker import _gossip_ext as ext
@@ -21,7 +20,12 @@ from broker.hub.admission import Admission
 from broker.hub.guests import Guests
 from broker.hub.limits import Limits
 from broker.hub.metrics import HubMetrics
+from broker.hub.realm import Realm
+from broker.hub.realm_links import RealmLinks
+from broker.hub.registrations import Registrations
 from broker.hub.session import Session
+from broker.hub.swarm_messages import SwarmMessages
+from broker.hub.swarms import Swarms
 from broker.hub.topic_messages import MAX_ABOUT, TopicMessages
 from broker.hub.topics import Topics
 from broker.protocol import calls
@@ -29,14 +33,12 @@ from broker.protocol.access import Action
 from broker.protocol.answering import Refused
 from broker.protocol.calls import HUB, CallLimits, CallTable
 from broker.protocol.codec import decode, encode
-from broker.protocol.registration import Registration, parse, to_detail
-from broker.protocol.wire import PROTOCOL_VERSION, CloseCode
+from broker.protocol.registration import Registration
+from broker.protocol.wire import CloseCode
 
 __all__ = ["Router"]
 
 log = logging.getLogger("broker.hub")
-
-CAPABILITIES = ("topic.ack", "topic.repair", "call.credit", "call.all")
 
 MAX_SHOWN = 300
 """Characters of a complaint: it quotes what may be as long as a frame."""
@@ -51,7 +53,14 @@ BROKEN = (None, CloseCode.INTERNAL)
 class Router:
     """All sessions of a hub and the messages between them."""
 
-    def __init__(self, endpoint: ext.Endpoint, config: HubConfig, metrics: HubMetrics, admission: Admission) -> None:
+    def __init__(
+        self,
+        endpoint: ext.Endpoint,
+        config: HubConfig,
+        metrics: HubMetrics,
+        admission: Admission,
+        realm: Realm | None = None,
+    ) -> None:
         self.endpoint, self.metrics, self.admission = endpoint, metrics, admission
         self.guests = Guests(endpoint, admission, metrics)
         admission.on_change = self._access_changed
@@ -80,11 +89,16 @@ class Router:
             most_topics=config.topics.most_topics,
             most_bytes=config.topics.log_bytes_total,
         )
+        self.swarms = Swarms(self, config, realm or Realm.of(None, endpoint.node_id), queue=self._queue)
+        self.links = RealmLinks(self)
+        self.swarm_messages = SwarmMessages(self)
+        self.registrations = Registrations(self)
         self._topic_messages = TopicMessages(self, patience=config.topics.patience)
         self.on_local_call: Callable[[str, dict[str, Any]], None] = lambda _type, _detail: None
         """Messages of the call table for the hub's own operations."""
         self.on_dialled: Callable[[int, str | None], None] = lambda _token, _failure: None
         """A dial of ours came to something (None) or failed (why)."""
+        self.secret_of_dial: Callable[[int], str | None] = lambda _token: None
         self._dials: dict[int, int] = {}
         self.by_node: dict[str, dict[int, Session]] = {}
         """Connections by NodeId."""
@@ -97,7 +111,7 @@ class Router:
         self._timer: Any = None
         self._loop: Any = None
         self._controls: dict[str, Callable[[Session, Any], None]] = {
-            "hub.register": self._on_register,
+            "hub.register": self.registrations.receive,
             "call.requested": self._on_requested,
             "call.responded": self._on_responded,
             "call.completed": self._on_completed,
@@ -105,6 +119,8 @@ class Router:
             "call.error": self._on_error,
             "call.credit": self._on_credit,
             **self._topic_messages.controls,
+            **self.swarm_messages.controls,
+            **self.links.controls,
             "hub.error": self._on_complaint,
         }
 
@@ -132,7 +148,7 @@ class Router:
         self.metrics.connected()
         if not incoming:
             self._dials[conn] = token
-            self._hello(session)
+            self.registrations.hello(session, self.secret_of_dial(token))
 
     def frames(self, conn: int, frames: list[bytes]) -> None:
         session = self.sessions.get(conn)
@@ -172,6 +188,7 @@ class Router:
         if not of_node:
             del self.by_node[session.node_id]
         self.topics.gone(conn, session.node_id, expected=code in BROKEN)
+        self.swarms.members.gone(session, code)
         self.perform(self.calls.gone(conn, time.monotonic()))
         if (token := self._dials.pop(conn, None)) is not None:
             self.on_dialled(token, reason)
@@ -196,6 +213,7 @@ class Router:
 
     def settle(self) -> None:
         """Fans out, sends the gathered replies, and sets the one timer."""
+        self.swarms.settle()
         self.topics.flush()
         while self._out:
             self._flush(next(iter(self._out)))
@@ -227,51 +245,25 @@ class Router:
 
     def perform(self, effects: list[calls.Effect]) -> None:
         """Carries out what the call table decided."""
+        failed: tuple[int, str] | None = None
         for effect in effects:
             if type(effect) is calls.Send:
                 if effect.peer == HUB:
                     self.on_local_call(effect.type, effect.detail)
-                else:
-                    self._send_call(effect)
+                elif effect.type != "call.completed" or failed != (effect.peer, effect.detail["requestId"]):
+                    sent = self._send_call(effect) or "from" in effect.detail
+                    failed = None if sent else (effect.peer, effect.detail["requestId"])
             elif type(effect) is calls.Ended:
-                self.metrics.call_ended(effect.operation, effect.code, effect.seconds)
+                self.metrics.call_ended(effect.operation, effect.code, effect.seconds, effect.request_id)
             elif type(effect) is calls.Complain:
                 self.complain(effect.peer, effect.code, effect.message, effect.about)
 
     # Messages.
 
-    def _on_register(self, session: Session, detail: Any) -> None:
-        session.registration = parse(detail)
-        session.registered = True
-        if type(secret := detail.get("invite")) is str:
-            self.admission.redeem(session.node_id, secret)  # if it is spent, this one is a spoke that came back
-        self._hello(session)
-        self._offer(session)
+    def registered(self, session: Session) -> None:
+        """It has said ``hub.register``: if we dialled it, that has come to something."""
         if (token := self._dials.get(session.peer)) is not None:
             self.on_dialled(token, None)
-
-    def _hello(self, session: Session) -> None:
-        """The hub's own hub.register, once a connection."""
-        if not session.said_hello:
-            session.said_hello = True
-            registration = Registration(
-                operations=self.calls.offered(HUB),
-                name="hub",
-                protocol=PROTOCOL_VERSION,
-                capabilities=CAPABILITIES,
-            )
-            self.send(session.peer, "hub.register", to_detail(registration))
-
-    def _offer(self, session: Session) -> None:
-        """Puts on offer what it may offer of what it registered."""
-        registration, grant = session.registration, session.grant
-        allowed = tuple(one for one in registration.operations if grant.may("offer", one.id))
-        if len(allowed) < len(registration.operations):
-            for one in registration.operations:
-                if not grant.may("offer", one.id):
-                    self.deny(session, "offer", one.id)
-            registration = replace(registration, operations=allowed)
-        self.calls.register(session.peer, session.node_id, registration.name, registration)
 
     def deny(self, session: Session, action: Action, name: str) -> None:
         self.complain(session.peer, "ACCESS_DENIED", session.grant.denial(action, name), name, action)
@@ -346,22 +338,24 @@ class Router:
             kept.append(frame)
         return kept
 
-    def _send_call(self, effect: calls.Send) -> None:
-        """Like ``send``, for what a peer's JSON is part of: with what the hub adds it may be too large for a frame."""
+    def _send_call(self, effect: calls.Send) -> bool:
+        """Like ``send``, for what a peer's JSON is part of: with what the hub adds it may be too large for a frame.
+        False: it was not sent, and what follows from that has been done."""
         frame = encode(effect.type, effect.detail)
         if len(frame) > self.limits.max_frame_bytes:
             why = f"{effect.type} has {len(frame)} bytes, and a frame at most {self.limits.max_frame_bytes}"
             if effect.type not in ("call.error", "call.completed"):
                 self.perform(self.calls.undeliverable(effect, why, time.monotonic(), retryable=False))
-                return
+                return False
             code = effect.detail.get("code", "EXECUTION_ERROR")
             error = {"requestId": effect.detail["requestId"], "code": code, "message": why}
             frame = encode("call.error", error)
         elif effect.type == "call.requested" and self._crowded(effect.peer, len(frame)):
             why = "the spoke that was to answer has a full queue"
             self.perform(self.calls.undeliverable(effect, why, time.monotonic()))
-            return
+            return False
         self._queue(effect.peer, frame)
+        return True
 
     def _crowded(self, peer: int, more: int) -> bool:
         """Who answers many is not to be disconnected for what others ask of it at once."""
@@ -384,6 +378,7 @@ class Router:
     def bind_loop(self, loop: Any) -> None:
         self._loop = loop
         self.of_node.start()
+        self.swarms.start(loop)
 
     def _arm(self) -> None:
         """One timer for whatever is due first. A later one that is set already will do: it looks again."""
@@ -423,14 +418,16 @@ class Router:
             before, session.grant = session.grant, self.admission.grant(session.node_id)
             if session.grant.scopes != before.scopes:
                 session.stamp()
-                self._offer(session)
+                self.registrations.offer(session)
                 held = self.topics.subscriptions.patterns(session.peer)
                 if lost := set(held).difference(self._topic_messages.subscribable(session, held)):
                     self.topics.unsubscribe(session.peer, list(lost))
+        self.swarms.members.access_changed()
 
     def stop(self) -> None:
         self.guests.stop()
         self.of_node.stop()
+        self.swarms.stop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -29,6 +29,8 @@ class Session:
     """(epoch, last seq) per topic that the hub gives to an author that sends no meta: the last MAX_NUMBERED topics."""
     events: int = 0
     """Events of the batch that is being read."""
+    hub: bool = False
+    """It is another hub of this realm, and believed what it says of others' events."""
     closing: bool = False
     """The hub has ended it; what still comes from it is not read."""
     slow: int = 0

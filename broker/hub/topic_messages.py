@@ -56,6 +56,9 @@ class TopicMessages:
         if not session.grant.everything and not session.grant.may("publish", topic):
             self._router.deny(session, "publish", topic)
             return
+        if session.hub:
+            self._router.links.event(session, message, frame)
+            return
         session.events += 1
         try:
             meta = message.meta
@@ -114,6 +117,7 @@ class TopicMessages:
         patterns = self._router.of_node.subscriptions(session, self.subscribable(session, patterns))
         for pattern, error in self._router.topics.subscribe(session.peer, patterns, options, since, tag):
             self._router.complain(session.peer, error.code, str(error), pattern)
+        self._router.swarms.members.subscribed(session, patterns)
         self._router.topics.places.came_back(session.node_id)
 
     def subscribable(self, session: Session, patterns: list[str]) -> list[str]:
@@ -128,6 +132,7 @@ class TopicMessages:
 
     def unsubscribe(self, session: Session, detail: Any) -> None:
         self._router.topics.unsubscribe(session.peer, _patterns(detail, "__unsubscribe"))
+        self._router.swarms.members.unsubscribed(session.peer)
 
     def pause(self, session: Session, detail: Any) -> None:
         self._router.topics.pause(session.peer, _patterns(detail, "topic.pause"))
@@ -155,6 +160,10 @@ class TopicMessages:
 
     def head(self, session: Session, detail: Any) -> None:
         match detail:
+            case {"topic": str(topic), "author": str(author), "epoch": str(epoch), "seq": int(seq)} if (
+                author != session.node_id and 0 <= seq <= MAX_SEQ and _is_epoch(epoch)
+            ):
+                self._router.swarm_messages.reported(session, topic, author, epoch, int(seq))
             case {"topic": str(topic), "epoch": str(epoch), "seq": int(seq)} if 0 <= seq <= MAX_SEQ and _is_epoch(
                 epoch
             ):
@@ -165,7 +174,16 @@ class TopicMessages:
                     self._router.deny(session, "publish", topic)
                     return
                 try:
-                    self._router.topics.announced(session.peer, topic, session.node_id, epoch, int(seq), acked)
+                    self._router.topics.announced(
+                        session.peer,
+                        topic,
+                        session.node_id,
+                        epoch,
+                        int(seq),
+                        acked,
+                        _number(detail.get("first"), 1),
+                        _number(detail.get("gossip"), 0),
+                    )
                 except TopicError as error:
                     self._router.complain(session.peer, error.code, str(error), topic)
             case _:
@@ -176,6 +194,11 @@ def _placed(meta: dict[str, Any]) -> bool:
     """Whether an event's meta has a place in its author's sequence."""
     seq = meta.get("seq")
     return type(seq) is int and 0 < seq < 2**53 and _is_epoch(meta.get("epoch"))
+
+
+def _number(value: Any, least: int) -> int:
+    """What an author may leave out."""
+    return value if type(value) is int and least <= value <= MAX_SEQ else least
 
 
 def _is_epoch(value: Any) -> bool:

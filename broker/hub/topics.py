@@ -60,10 +60,12 @@ class Topics:
         self.subscriptions = Subscriptions()
         self._pauses = Subscriptions()
         """Patterns that peers have paused, of those that they subscribe to."""
-        self._fan_out = FanOut(send=send, disconnect=disconnect, most_bytes=most_bytes)
+        self._fan_out = FanOut(send=send, disconnect=disconnect, limited=metrics.limited, most_bytes=most_bytes)
         self.channels = self._fan_out.channels
         self.readers = Readers(endpoint, self._fan_out, self.subscriptions, dropped=dropped, slow=slow, queue=queue)
         self.places = Places(self._fan_out, self.readers, self.subscriptions)
+        self.on_open: Callable[[Channel], None] = lambda _channel: None
+        """Told of each topic that has begun."""
 
     @property
     def ring_bytes(self) -> int:
@@ -72,7 +74,10 @@ class Topics:
 
     def publish(self, peer: int, topic: str, author: str, epoch: str, seq: int, frame: bytes) -> None:
         """One event whose meta is checked. ``flush`` follows the batch."""
-        channel = self.channels.get(topic) or self._open(topic)
+        channel = self.channels.get(topic) or self.open(topic)
+        if channel.swarm is not None:
+            channel.swarm.from_stream(peer, author, epoch, seq, frame)
+            return
         outcome = channel.ring.append(author, epoch, seq, frame)
         key = (author, epoch)
         if channel.authors.get(key) != peer:
@@ -87,10 +92,27 @@ class Topics:
         else:
             channel.counters.duplicates += 1
 
-    def announced(self, peer: int, topic: str, author: str, epoch: str, seq: int, acked: int) -> None:
+    def accept(self, channel: Channel, author: str, epoch: str, seq: int, frame: bytes) -> None:
+        """One event that has passed its topic's swarm."""
+        if channel.ring.append(author, epoch, seq, frame) is not Outcome.ACCEPTED:
+            channel.counters.duplicates += 1
+            return
+        if not channel.pending:
+            self._fan_out.dirty.append(channel)
+        channel.pending.append(frame)
+        channel.unacked += 1
+        if len(channel.pending) >= self._fan_out_events:
+            self._fan_out.flush(channel)
+
+    def announced(
+        self, peer: int, topic: str, author: str, epoch: str, seq: int, acked: int, first: int = 1, gossiped: int = 0
+    ) -> None:
         """An author that (re)connects says how far it is: the hub answers with what it has, subscribers learn of what
-        is to come. ``acked`` is what some hub has had: where a subscriber that knows nothing of the author begins."""
-        channel, key = self.channels.get(topic) or self._open(topic), (author, epoch)
+        is to come. ``acked`` is what some hub has had: where a subscriber that knows nothing of the author begins.
+        It holds what comes from ``first`` on, and its swarm has had what comes up to ``gossiped``."""
+        channel, key = self.channel(topic), (author, epoch)
+        if channel.swarm is not None:
+            channel.swarm.announced(peer, author, epoch, first, gossiped)
         channel.remember_author(key, peer)
         self._send(peer, "topic.ack", {"topic": topic, "epoch": epoch, "seq": channel.ring.ackable(author, epoch)})
         channel.announced.pop(key, None)
@@ -100,12 +122,15 @@ class Topics:
             channel.announced.pop(next(iter(channel.announced)))
         channel.announced[key] = (acked, seq)
         self._fan_out.flush(channel)
-        if refused := channel.group.send(channel.announcement(key)):
+        frames = channel.announcement(key)
+        if refused := channel.group.send(frames):
             self.readers.fell_behind(
                 channel, refused, channel.ring.next_index
             )  # they are told when they have caught up
+        for peer in channel.by_gossip.difference(channel.leftover):
+            self.readers.tell_ahead(peer, frames)  # if all of it is acknowledged, the author tells the swarm nothing
 
-    def _open(self, topic: str) -> Channel:
+    def open(self, topic: str) -> Channel:
         """A topic's first event: its subscribers so far become its group."""
         check_topic(topic)
         if len(self.channels) >= self._most_topics:
@@ -122,14 +147,18 @@ class Topics:
             else:
                 channel.group.add(peer)
         self.places.opened(channel, now)
+        self.on_open(channel)
         return channel
 
     def _close_idlest(self) -> None:
         """Makes room: a topic that nobody wants goes first, else the one quiet for longest. Its readers are told how
         far it had come, so that what they did not get is a hole to them and not the end."""
+        self._metrics.limited("topics")
         quietest = islice(self.channels.values(), MAX_IDLE_LOOKED_AT)
-        victim = next((c for c in quietest if not len(c.group) and not c.leftover), None)
+        victim = next((c for c in quietest if not len(c.group) and not c.leftover and c.swarm is None), None)
         victim = victim or next(iter(self.channels.values()))
+        if victim.swarm is not None:
+            victim.swarm.close()
         self._fan_out.flush(victim)
         self._fan_out.ack_due.pop(victim.topic, None)
         for head in victim.ring.heads():
@@ -143,12 +172,14 @@ class Topics:
 
     def flush(self) -> None:
         """Fans out what the batch brought, acknowledges it, and feeds readers of the topics that moved."""
+        self.readers.settle()
         if self._fan_out.dirty:
             dirty, self._fan_out.dirty = self._fan_out.dirty, []
             for channel in dirty:
+                if self.channels.get(channel.topic) is not channel:
+                    continue  # ended since, by topics that came later in the batch; what it had has been sent
                 self._fan_out.flush(channel)
-                if channel.topic in self.channels:
-                    self.channels[channel.topic] = self.channels.pop(channel.topic)  # in the order of the last event
+                self.channels[channel.topic] = self.channels.pop(channel.topic)  # in the order of the last event
                 if channel in self.readers.channels:
                     self._fan_out.mind(channel)
                     self.readers.feed_all(channel)
@@ -203,7 +234,7 @@ class Topics:
         if baseline:
             if behind:
                 self._look_again(channel, peer)
-            else:
+            elif peer not in channel.by_gossip:
                 channel.group.add(peer)
             return
         channel.group.remove(peer)
@@ -218,6 +249,36 @@ class Topics:
         else:
             self.readers.rejoin(channel, peer)
             self._fan_out.released(channel)
+
+    # What a topic's swarm says about its subscribers (swarm.py).
+
+    def take_out(self, channel: Channel, peer: int) -> None:
+        """It hears the swarm: the fan-out leaves it out, now or when it has read what it is behind by."""
+        self._fan_out.flush(channel)
+        channel.by_gossip.add(peer)
+        if peer not in channel.leftover and channel.group.remove(peer):
+            self.readers.join(channel, peer)
+
+    def put_back(self, channel: Channel, peer: int) -> None:
+        """It does not hear the swarm any more."""
+        channel.by_gossip.discard(peer)
+        if peer in channel.leftover or peer not in self.subscriptions.match(channel.topic):
+            return
+        self._fan_out.flush(channel)
+        channel.group.add(peer)
+        self.readers.tell_heads(channel, peer)
+
+    def channel(self, topic: str) -> Channel:
+        """A topic's, which begins now if there is none. TopicError when it cannot be one."""
+        return self.channels.get(topic) or self.open(topic)
+
+    def settle(self, channel: Channel) -> None:
+        """What has come of it so far is fanned out, and counted, before it changes its carrier."""
+        self._fan_out.flush(channel)
+
+    def released(self, channel: Channel) -> None:
+        """Its acknowledgements are withheld no longer."""
+        self._fan_out.released(channel)
 
     def unsubscribe(self, peer: int, patterns: Sequence[str]) -> None:
         gone = [pattern for pattern in patterns if self.subscriptions.remove(peer, pattern)]

@@ -54,6 +54,7 @@ def contains(allowed: Iterable[str], pattern: str, depth: int = MAX_TOKENS) -> b
 
     There are more tokens than anybody can list, so a wildcard is covered by wildcards only: a pattern without ``>`` is
     covered when it is matched itself, ``*`` read as one more token. A last ``>`` stands for a pattern of each length.
+    What is too deep to match any topic is covered by nothing: it is nobody's to use.
     """
     known = tuple(allowed)
     stem, _, last = pattern.rpartition(".")
@@ -61,7 +62,9 @@ def contains(allowed: Iterable[str], pattern: str, depth: int = MAX_TOKENS) -> b
         return any(matches(one, pattern) for one in known)
     tokens = stem.split(".") if stem else []
     lengths = range(1, depth - len(tokens) + 1)
-    return all(any(matches(one, ".".join([*tokens, *["*"] * more])) for one in known) for more in lengths)
+    return bool(lengths) and all(
+        any(matches(one, ".".join([*tokens, *["*"] * more])) for one in known) for more in lengths
+    )
 
 
 def check_operation_pattern(pattern: str) -> None:

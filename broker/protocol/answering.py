@@ -112,12 +112,21 @@ class Answering:
         """Items that :meth:`item` would give now; 0 for a call that has ended."""
         return self._credit.get(request_id, 0)
 
+    def requested(self, detail: Any) -> Start | Send | None:
+        """A call.requested of the peer: what :meth:`on` gives for it, if anything."""
+        request_id = request_id_of(detail, "call.requested")
+        if request_id not in self._credit:
+            return self._requested(request_id, detail)
+        self.stray += 1
+        return None
+
     def on(self, type: str, detail: Any, now: float) -> list[Effect]:
         """A call.requested, call.aborted or call.credit of the peer. FrameError 24 when it names no call."""
+        if type == "call.requested":
+            effect = self.requested(detail)
+            return [] if effect is None else [effect]
         request_id = request_id_of(detail, type)
-        if type == "call.requested" and request_id not in self._credit:
-            return [self._requested(request_id, detail)]
-        if type == "call.requested" or request_id not in self._credit:
+        if request_id not in self._credit:
             self.stray += 1
             return []
         match type:
@@ -134,6 +143,10 @@ class Answering:
     def respond(self, request_id: str, output: Any) -> list[Effect]:
         """The answer of a query or mutation, which ends it. Nothing when it had been cancelled."""
         return self._last(request_id, "call.responded", {"requestId": request_id, "output": output})
+
+    def ends(self, request_id: str) -> bool:
+        """The same for a program that makes the message itself: whether its last word is to be sent. It has ended."""
+        return self._credit.pop(request_id, None) is not None
 
     def item(self, request_id: str, output: Any) -> list[Effect] | None:
         """One item of a stream. None without credit: wait for CreditAdded. Nothing when it had been cancelled."""

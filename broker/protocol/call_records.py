@@ -9,7 +9,7 @@ record of the calls it makes is in caller.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from broker.protocol.answering import Refused
@@ -72,6 +72,8 @@ class Ended:
     seconds: float
     caller: Peer
     answerer: Peer | None
+    request_id: str = field(default="", compare=False)
+    """The caller's own."""
 
 
 @dataclass(slots=True)

@@ -32,6 +32,7 @@ side (caller.py, answering.py).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from broker.errors import FrameError
@@ -108,7 +109,11 @@ class CallTable:
 
     def operations(self) -> list[OperationRow]:
         """Everything on offer, by operation id."""
-        return self._offers.rows()
+        return list(self._offers.rows())
+
+    def operations_from(self, first: str) -> Iterator[OperationRow]:
+        """The same from an id on, as far as it is read before anything changes."""
+        return self._offers.rows(first)
 
     # Messages of callers
 
@@ -137,7 +142,7 @@ class CallTable:
         except Refused as no:
             operation = detail.get("operationId")
             named = operation[:MAX_OPERATION_ID] if isinstance(operation, str) else ""
-            ended = Ended(named, None, no.code, 0.0, peer, None)
+            ended = Ended(named, None, no.code, 0.0, peer, None, request_id)
             return [Send(peer, "call.error", error_detail(request_id, no.code, no.message, no.details)), ended]
 
     def aborted(self, peer: Peer, detail: Any, now: float) -> list[Effect]:
@@ -306,9 +311,9 @@ class CallTable:
         parent = self._parent(caller, detail.get("parentRequestId"))
         self.limits.check_room(caller, spokes, self._legs)
         self._open(call, parent, timeout)
-        shared = {"operationId": operation, "input": detail.get("input"), "identity": identity}
+        shared = {"requestId": "", "operationId": operation, "input": detail.get("input"), "identity": identity}
         if timeout is not None:
-            shared["timeoutMs"] = max(1, int(timeout * 1000))
+            shared["timeoutMs"] = int(timeout * 1000) or 1
             shared["deadline"] = int(now_ms + timeout * 1000)
         if window is not None:
             shared["credit"] = window
@@ -356,7 +361,8 @@ class CallTable:
         self._legs += 1
         id = f"{self._prefix}{self._legs_made}"
         call.legs[id] = spoke.legs[id] = Leg(id, call, spoke, allowance)
-        return Send(spoke.peer, "call.requested", {"requestId": id, **shared})
+        shared["requestId"] = id
+        return Send(spoke.peer, "call.requested", shared if call.missing is None else shared.copy())
 
     # How a call goes on and ends
 
@@ -417,11 +423,11 @@ class CallTable:
     def _remove(self, call: Call, code: str, now: float, effects: list[Effect]) -> dict[str, Leg]:
         """Takes a call out of everything and says Ended. Returns its legs, to be aborted unless they had the last word:
         then calls made under them go on."""
-        self._calls -= 1
         legs = call.detach()
-        self._legs -= len(legs)
+        self._calls, self._legs = self._calls - 1, self._legs - len(legs)
         answerer = next(iter(legs.values())).spoke.peer if call.missing is None else None
-        effects.append(Ended(call.operation, call.kind, code, now - call.started, call.caller.peer, answerer))
+        peer, request_id = call.caller.peer, call.request_id
+        effects.append(Ended(call.operation, call.kind, code, now - call.started, peer, answerer, request_id))
         return legs
 
     def _abort(self, legs: dict[str, Leg], reason: str, now: float, effects: list[Effect]) -> None:

@@ -112,6 +112,10 @@ class Cursor:
         """Whether the ring waits for it."""
         return self.options.policy == "block" and (not self.demoted or self.caught_up) and self.marks is None
 
+    @property
+    def patience_left(self) -> float:
+        return max(0.0, self.options.patience - self.spent) if self.blocks else 0.0
+
     def refresh(self, now: float) -> None:
         """Give its patience back."""
         self.spent = 0.0

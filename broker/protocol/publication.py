@@ -3,7 +3,10 @@
 Rules:
 1. Sequence numbers are 1, 2, 3, ... without a hole in one (topic, author, epoch). An event that cannot be encoded or is
    too large takes no number.
-2. What is not acknowledged is never thrown away; `full` says when to wait, so memory is bounded all the same.
+2. What is not acknowledged is never thrown away; `full` says when to wait, so memory is bounded all the same. There
+   are two exceptions. What is larger than a hub takes (`limit`): its number stays empty, and subscribers see a hole
+   that nobody can fill. And while no hub is there to acknowledge, but others hear the events (``yields``): then the
+   oldest make room, and `resume` names them `gone`.
 3. What is acknowledged is kept too, newest first, up to a bound: it refills a hub that lost its memory.
 4. After a (re)connect: send `head()`, wait for the hub's `topic.ack`, send what `resume(seq)` returns, in that order,
    and only then new events. The hub takes a number once: a new event sent before the refill makes the refill old news.
@@ -40,6 +43,8 @@ RETAINED_EVENTS: Final = 10_000
 RETAINED_BYTES: Final = 16 * 1024 * 1024
 MAX_EVENT_BYTES: Final = 1_048_576
 """The wire's frame limit (codec.MAX_FRAME_BYTES)."""
+GIVEN_UP: Final = b""
+"""In the place of an event that the hub does not take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +57,8 @@ class PublicationLimits:
 
 
 class Resume(NamedTuple):
-    """What to send again. ``first`` is the number of the first frame (of the next event when there are none);
-    ``gone`` is the range between what the hub has and ``first`` that this author no longer holds, or None."""
+    """What to send again, without what was given up. ``first`` is the first number that is held (that of the next event
+    when there is none); ``gone`` is the range between what the hub has and ``first``, or None."""
 
     frames: list[bytes]
     first: int
@@ -68,18 +73,23 @@ class Publication:
         "_first",
         "_frames",
         "_limits",
+        "_max_event_bytes",
         "_retained_bytes",
         "_unacked_bytes",
         "author",
         "epoch",
         "next_seq",
         "topic",
+        "yields",
     )
 
     def __init__(self, topic: str, author: str, epoch: str, limits: PublicationLimits | None = None) -> None:
         self.topic, self.author, self.epoch = topic, author, epoch
         self.next_seq = 1
+        self.yields = False
+        """The oldest makes room for the newest, acknowledged or not; it is never `full`."""
         self._limits = limits or PublicationLimits()
+        self._max_event_bytes = self._limits.max_event_bytes
         self._frames: deque[bytes] = deque()
         self._first = 1
         self._acked = 0
@@ -97,17 +107,24 @@ class Publication:
     @property
     def retained(self) -> int:
         """Events that are kept though acknowledged."""
-        return self._acked + 1 - self._first
+        return max(0, self._acked + 1 - self._first)
 
     @property
     def acked(self) -> int:
         return self._acked
 
     @property
+    def first(self) -> int:
+        """The oldest number that is held."""
+        return self._first
+
+    @property
     def full(self) -> bool:
         """Whether to wait for an acknowledgement before the next `publish`."""
-        limits = self._limits
-        return self.next_seq - 1 - self._acked >= limits.unacked_events or self._unacked_bytes >= limits.unacked_bytes
+        limits, settled = self._limits, max(self._acked, self._first - 1)
+        return not self.yields and (
+            self.next_seq - 1 - settled >= limits.unacked_events or self._unacked_bytes >= limits.unacked_bytes
+        )
 
     def publish(
         self, detail: Any, ts_ms: int | None = None, id: str | None = None, *, traceparent: str | None = None
@@ -131,15 +148,31 @@ class Publication:
         except TypeError as error:
             raise ValueError(f"topic {self.topic!r}: the event is not JSON: {error}") from error
         size = len(frame)
-        if size > self._limits.max_event_bytes:
+        if size > self._max_event_bytes:
             raise self._too_large(size)
         self._frames.append(frame)
         self._unacked_bytes += size
         self.next_seq = seq + 1
+        if self.yields:
+            self._make_room()
         return frame
 
+    def _make_room(self) -> None:
+        """Lets go of the oldest beyond what is kept of acknowledged ones: so much a hub that comes back may get."""
+        limits = self._limits
+        while len(self._frames) > 1 and (
+            len(self._frames) > limits.retained_events
+            or self._retained_bytes + self._unacked_bytes > limits.retained_bytes
+        ):
+            size = len(self._frames.popleft())
+            if self._first > self._acked:
+                self._unacked_bytes -= size
+            else:
+                self._retained_bytes -= size
+            self._first += 1
+
     def _too_large(self, size: int) -> EventTooLarge:
-        limit = self._limits.max_event_bytes
+        limit = self._max_event_bytes
         return EventTooLarge(
             f"topic {self.topic!r}: an event of {size} bytes, the limit is {limit}. "
             "Send a reference to the data, or split it.",
@@ -147,15 +180,43 @@ class Publication:
             limit=limit,
         )
 
+    def limit(self, max_event_bytes: int) -> list[tuple[int, int]]:
+        """This hub takes no larger event. Returns (seq, size) of those that were numbered for another hub, are not
+        acknowledged, and are given up now."""
+        self._max_event_bytes = max_event_bytes
+        gone: list[tuple[int, int]] = []
+        if all(len(frame) <= max_event_bytes for frame in self._frames):
+            return gone
+        for at, frame in enumerate(self._frames):
+            if (size := len(frame)) <= max_event_bytes:
+                continue
+            self._frames[at] = GIVEN_UP
+            if self._first + at > self._acked:
+                gone.append((self._first + at, size))
+                self._unacked_bytes -= size
+            else:
+                self._retained_bytes -= size
+        self._pass_given_up()
+        return gone
+
+    def _pass_given_up(self) -> None:
+        """The hub acknowledges no number that it never gets."""
+        while self._first <= self._acked + 1 < self.next_seq and (
+            self._frames[self._acked + 1 - self._first] is GIVEN_UP
+        ):
+            self._acked += 1
+
     def ack(self, seq: int) -> int:
         """The hub has everything up to ``seq``. Returns how many events that settles; 0 for a stale or wrong one."""
         if not self._acked < seq < self.next_seq:
             return 0
         settled = seq - self._acked
-        size = sum(map(len, islice(self._frames, self._acked + 1 - self._first, seq + 1 - self._first)))
+        held_from = max(0, self._acked + 1 - self._first)
+        size = sum(map(len, islice(self._frames, held_from, max(held_from, seq + 1 - self._first))))
         self._acked = seq
         self._unacked_bytes -= size
         self._retained_bytes += size
+        self._pass_given_up()
         self._trim()
         return settled
 
@@ -177,7 +238,38 @@ class Publication:
         self.ack(acked_seq)
         first = max(acked_seq + 1, self._first)
         gone = (acked_seq + 1, first - 1) if first > acked_seq + 1 else None
-        return Resume(list(islice(self._frames, first - self._first, None)), first, gone)
+        frames = [frame for frame in islice(self._frames, first - self._first, None) if frame is not GIVEN_UP]
+        return Resume(frames, first, gone)
+
+    def runs(self, a: int, b: int, max_bytes: int | None = None) -> list[tuple[int, list[bytes]]]:
+        """What is held of ``a..b``, as runs of consecutive numbers with the first of each; the oldest ``max_bytes`` of
+        it, and one event at least."""
+        runs: list[tuple[int, list[bytes]]] = []
+        a, b = max(a, self._first), min(b, self.next_seq - 1)
+        left, end = max_bytes, 0
+        for seq, frame in enumerate(self._held(a, b), a):
+            if frame is GIVEN_UP:
+                continue
+            if left is not None:
+                if left < len(frame) and runs:
+                    break
+                left -= len(frame)
+            if runs and seq == end:
+                runs[-1][1].append(frame)
+            else:
+                runs.append((seq, [frame]))
+            end = seq + 1
+        return runs
+
+    def _held(self, a: int, b: int) -> list[bytes]:
+        """A deque is walked from its nearer end: what is sent is at the far one, beside thousands that are kept."""
+        if a > b:
+            return []
+        if a - self._first <= self.next_seq - a:
+            return list(islice(self._frames, a - self._first, b + 1 - self._first))
+        newest = list(islice(reversed(self._frames), self.next_seq - a))
+        newest.reverse()
+        return newest[: b + 1 - a]
 
     def head(self) -> dict[str, Any]:
         """The detail of ``topic.head``: the newest number, and the oldest that can still be sent again."""

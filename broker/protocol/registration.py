@@ -14,14 +14,15 @@ Not here: what is asked of them (calls.py) and who may connect (access.py).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 from broker.errors import FrameError
-from broker.protocol.wire import PROTOCOL_VERSION, CloseCode
+from broker.protocol.wire import GOSSIP, PROTOCOL_VERSION, CloseCode
 
 __all__ = [
+    "GossipPlace",
     "Kind",
     "Offerer",
     "Offers",
@@ -34,7 +35,8 @@ __all__ = [
 ]
 
 MAX_OPERATIONS = 1_000
-"""Per peer. A spoke with more is several spokes; listings show all of them."""
+"""Of one peer; a hub may allow fewer (limits.operations_per_peer). A spoke with more is several spokes; listings
+show all of them."""
 MAX_OPERATION_ID = 255
 """Bytes, as for a topic: it is a metric label and a table cell."""
 MAX_TOKENS = 16
@@ -45,6 +47,14 @@ MAX_TOPICS = 1_000
 MAX_TOPIC = 255
 MAX_CAPABILITIES = 64
 MAX_CAPABILITY = 64
+MAX_ADDRS, MAX_RELAYS, MAX_PLACE = 16, 4, 300
+"""Of a peer that gossips: its interfaces, its relays, and the characters of each."""
+MAX_NODE_ID = 64
+MAX_HUBS = 64
+"""Of one realm."""
+MESSAGE_BYTES = 4_096
+MAX_MESSAGE = 65_536
+"""Bytes that a peer may name as its limit of a gossip message."""
 MAX_SCANNED = 32
 """Offering peers compared for one call. Exact up to there; beyond, the least busy of the next 32 in turn, so that a
 call costs the same however many offer it."""
@@ -68,6 +78,15 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True)
+class GossipPlace:
+    """Where a peer can be dialled by gossip, and the largest message it takes."""
+
+    addrs: tuple[str, ...] = ()
+    relays: tuple[str, ...] = ()
+    max: int = MESSAGE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
 class Registration:
     """All that one ``hub.register`` says. The later one of a connection replaces the earlier."""
 
@@ -76,6 +95,16 @@ class Registration:
     topics: tuple[str, ...] = ()
     protocol: int = PROTOCOL_VERSION
     capabilities: tuple[str, ...] = ()
+    max_frame_bytes: int | None = None
+    """The largest frame that it takes, None when not told."""
+    gossip: GossipPlace | None = None
+    hubs: tuple[str, ...] = ()
+    """Of a hub: the NodeIds of its realm, its own among them."""
+
+    @property
+    def gossips(self) -> bool:
+        """Whether it can be in a swarm."""
+        return self.gossip is not None and GOSSIP in self.capabilities
 
 
 def parse(detail: Any, *, from_hub: bool = False) -> Registration:
@@ -95,8 +124,11 @@ def parse(detail: Any, *, from_hub: bool = False) -> Registration:
         operations=operations,
         name=_name(detail),
         topics=_strings(detail, "topics", MAX_TOPICS, MAX_TOPIC),
-        protocol=_protocol(detail),
+        protocol=_whole(detail, "protocol") or PROTOCOL_VERSION,
         capabilities=_strings(detail, "capabilities", MAX_CAPABILITIES, MAX_CAPABILITY),
+        max_frame_bytes=_whole(detail, "maxFrameBytes"),
+        gossip=_gossip(detail),
+        hubs=_strings(detail, "hubs", MAX_HUBS, MAX_NODE_ID),
     )
 
 
@@ -112,6 +144,12 @@ def to_detail(registration: Registration) -> dict[str, Any]:
         detail["topics"] = list(registration.topics)
     if registration.capabilities:
         detail["capabilities"] = list(registration.capabilities)
+    if registration.max_frame_bytes is not None:
+        detail["maxFrameBytes"] = registration.max_frame_bytes
+    if (place := registration.gossip) is not None:
+        detail["gossip"] = {"addrs": list(place.addrs), "relays": list(place.relays), "max": place.max}
+    if registration.hubs:
+        detail["hubs"] = list(registration.hubs)
     return detail
 
 
@@ -178,11 +216,11 @@ class Offers(Generic[P]):
         offer = self._offers.get(operation)
         return list(offer.peers) if offer is not None else []
 
-    def rows(self) -> list[OperationRow]:
-        return [
-            OperationRow(offer.peers[0].operations[id], [(peer.node_id, peer.name) for peer in offer.peers])
-            for id, offer in sorted(self._offers.items())
-        ]
+    def rows(self, first: str = "") -> Iterator[OperationRow]:
+        """Sorted by operation id, from ``first`` on. They are read before anything changes."""
+        for id in sorted(id for id in self._offers if id >= first):
+            peers = self._offers[id].peers
+            yield OperationRow(peers[0].operations[id], [(peer.node_id, peer.name) for peer in peers])
 
 
 class _Offer(Generic[P]):
@@ -259,13 +297,27 @@ def _name(detail: dict[str, Any]) -> str | None:
     return name or None
 
 
-def _protocol(detail: dict[str, Any]) -> int:
-    value = detail.get("protocol")
-    if value is None:
-        return PROTOCOL_VERSION
-    if type(value) is not int or value < 1:
-        raise _bad("protocol", "is not a whole number from 1")
+def _whole(detail: dict[str, Any], key: str) -> int | None:
+    value = detail.get(key)
+    if value is not None and (type(value) is not int or value < 1):
+        raise _bad(key, "is not a whole number from 1")
     return value
+
+
+def _gossip(detail: dict[str, Any]) -> GossipPlace | None:
+    value = detail.get("gossip")
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise _bad("gossip", "is not an object")
+    most = value.get("max", MESSAGE_BYTES)
+    if type(most) is not int or not 0 < most <= MAX_MESSAGE:
+        raise _bad("gossip.max", f"is not a whole number from 1 to {MAX_MESSAGE}")
+    return GossipPlace(
+        addrs=_strings(value, "addrs", MAX_ADDRS, MAX_PLACE, "gossip."),
+        relays=_strings(value, "relays", MAX_RELAYS, MAX_PLACE, "gossip."),
+        max=most,
+    )
 
 
 def _text(item: dict[str, Any], key: str, where: str, limit: int) -> str | None:
@@ -277,11 +329,11 @@ def _text(item: dict[str, Any], key: str, where: str, limit: int) -> str | None:
     return value
 
 
-def _strings(detail: dict[str, Any], key: str, most: int, longest: int) -> tuple[str, ...]:
+def _strings(detail: dict[str, Any], key: str, most: int, longest: int, where: str = "") -> tuple[str, ...]:
     values = _list(detail, key, most)
     for index, value in enumerate(values):
         if not isinstance(value, str) or not 0 < len(value) <= longest:
-            raise _bad(f"{key}[{index}]", f"is not a string of 1 to {longest} characters")
+            raise _bad(f"{where}{key}[{index}]", f"is not a string of 1 to {longest} characters")
     return tuple(values)
 
 

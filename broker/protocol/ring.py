@@ -198,6 +198,10 @@ class Ring:
     def readers(self) -> int:
         return len(self._readers)
 
+    def patience_left(self, reader: Peer, patience: float) -> float:
+        """What of its ``patience`` a subscriber may still hold the ring up for: all of it, if it is no reader."""
+        return one.patience_left if (one := self._readers.get(reader)) is not None else patience
+
     def lag(self, reader: Peer, index: int, options: SubscribeOptions, now: float) -> None:
         """The fan-out, or the sending of a batch, was refused from entry ``index`` on.
 
@@ -369,10 +373,8 @@ class Ring:
         return [Lost(source.author, source.epoch, had + 1, until)] if until > had else []
 
     def _missed(self, marks: dict[Source, int]) -> list[Lost]:
-        lost: list[Lost] = []
-        for source in {**marks, **self._orphans, **dict.fromkeys(self._sources.values())}:
-            lost += self._left_out(source, marks.get(source, source.first - 1))
-        return lost
+        sources = {**marks, **self._orphans, **dict.fromkeys(self._sources.values())}
+        return [lost for one in sources for lost in self._left_out(one, marks.get(one, one.first - 1))]
 
     def shed(self, count: int) -> int:
         """Give up the oldest ``count`` entries, whoever needs them: the hub is over a bound of its own."""

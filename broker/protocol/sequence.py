@@ -10,6 +10,10 @@ Rules:
    Once `resumed` was called an unknown author begins at 1: what it sent while we were away was ours to get.
 5. An event is *repaired* iff it fills a hole that was known before it came. What the first heads announce to a
    subscriber that begins in the past (``since``) is no hole but still to come, unless it has to be asked for.
+6. Where events come by more than one path (gossip: a topic with an entry in ``patience``) a gap is mostly one that
+   closes by itself. It is a hole at once, as everywhere, is asked for when the topic's patience is over, and what fills
+   it before then is not repaired. There the first event seen may not be the first one sent: a sequence that is `new`
+   to its subscriber begins at 1.
 
 Not here: the wire, and when to ask (`wanted` and `expire` do it, `next_due` names the time).
 """
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Generic, TypeVar
 
 from broker.protocol.place import Origin, Positions, Since, check_seq, origin, parse_since
@@ -61,11 +66,19 @@ class Sequences(Generic[T]):
     """All sequences of one subscription. ``T`` is whatever the shell wants back in order.
 
     It is driven by events (`event`, `run`), what the hub says about them (`head`, `lost`), and time (`wanted`, `expire`
-    at `next_due`). Topic, author, epoch and seq must come from `origin` or be checked alike.
+    at `next_due`). Topic, author, epoch and seq must come from `origin` or be checked alike. ``patience`` is the
+    shell's table, which it may change: seconds by topic, none for topics that come by stream alone.
     """
 
-    def __init__(self, since: Since = None, limits: SequenceLimits | None = None, now: float = 0.0) -> None:
-        self._limits = limits or SequenceLimits()
+    def __init__(
+        self,
+        since: Since = None,
+        limits: SequenceLimits | None = None,
+        now: float = 0.0,
+        *,
+        patience: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        self._limits, self._patience = limits or SequenceLimits(), patience
         self._trackers: dict[Key, Tracker] = {}
         self._budget = Budget(self._limits.held_total)
         self._open: dict[Key, Tracker] = {}
@@ -89,8 +102,12 @@ class Sequences(Generic[T]):
 
     # -- events
 
-    def event(self, topic: str, author: str, epoch: str, seq: int, item: T, now: float) -> list[T]:
-        """One event. Returns what can be delivered now: ``[item]``, or nothing for a duplicate and behind a hole."""
+    def event(
+        self, topic: str, author: str, epoch: str, seq: int, item: T, now: float, *, new: bool = False
+    ) -> list[T]:
+        """One event. Returns what can be delivered now: ``[item]``, or nothing for a duplicate and behind a hole.
+        ``new``: nobody here had heard of this sequence when the subscription began, so all of it is the
+        subscription's."""
         key = (topic, author, epoch)
         tracker = self._trackers.get(key)
         if tracker is not None and seq == tracker.next and seq > tracker.top:
@@ -101,12 +118,15 @@ class Sequences(Generic[T]):
             return [item]
         check_seq(seq, 1)
         if tracker is None:
-            tracker = self._first(key, seq, now)
+            tracker = self._first(key, seq, now, new=new)
+        tracker.patience = self._patience.get(topic, 0.0)
         out: list[T] = tracker.take(seq, item, now)
         self._note(key, tracker)
         return out
 
-    def run(self, topic: str, author: str, epoch: str, first_seq: int, items: list[T], now: float) -> list[T]:
+    def run(
+        self, topic: str, author: str, epoch: str, first_seq: int, items: list[T], now: float, *, new: bool = False
+    ) -> list[T]:
         """Events ``first_seq``, ``first_seq + 1``, ... of one author: `event` for each, at the price of one."""
         key = (topic, author, epoch)
         tracker = self._trackers.get(key)
@@ -114,7 +134,7 @@ class Sequences(Generic[T]):
             return []
         if tracker is None:
             check_seq(first_seq, 1)
-            tracker = self._first(key, first_seq, now)
+            tracker = self._first(key, first_seq, now, new=new)
         end = first_seq + len(items)
         if tracker.next == tracker.top + 1 and first_seq <= tracker.next < end <= MAX_SEQ:
             again = tracker.next - first_seq
@@ -129,7 +149,28 @@ class Sequences(Generic[T]):
             out += self.event(topic, author, epoch, seq, item, now)
         return out
 
+    def begin(self, topic: str, author: str, epoch: str, first_seq: int, now: float) -> None:
+        """What came before ``first_seq`` is settled elsewhere. Nothing for a sequence that is known already."""
+        check_seq(first_seq, 1)
+        key = (topic, author, epoch)
+        if key not in self._trackers:
+            self._begin(key, first_seq, now)
+
     # -- what the hub says about them
+
+    def announced(self, topic: str, author: str, epoch: str, seq: int, now: float, *, new: bool) -> None:
+        """The swarm says that the author's newest number is ``seq``. What comes before it has been sent already, so it
+        is asked for as a gap is. Of a sequence that is not `new`, and unknown, the hub's word is still to come."""
+        check_seq(seq, 0)
+        key = (topic, author, epoch)
+        tracker = self._trackers.get(key)
+        if tracker is None:
+            if not new and self._base is None:
+                return
+            tracker = self._begin(key, (self._base or 0) + 1, now, heard=seq + 1)
+        patience = self._patience.get(topic, 0.0)
+        tracker.announce(seq, now, now + patience, early=patience > 0)
+        self._note(key, tracker)
 
     def head(self, topic: str, author: str, epoch: str, seq: int, now: float, *, baseline: bool = False) -> None:
         """The author's newest number is ``seq``. ``baseline``: said in answer to the first subscribe."""
@@ -166,12 +207,12 @@ class Sequences(Generic[T]):
             tracker.drop(seq)
             self._note(key, tracker)
 
-    def left_out(self, topic: str, author: str, epoch: str, seq: int, now: float) -> None:
+    def left_out(self, topic: str, author: str, epoch: str, seq: int, now: float, *, new: bool = False) -> None:
         """An event came for which there is no room here: a hole, to be had again. Not to be passed over in silence: of
         an author not heard of before, the next event would begin the sequence."""
         check_seq(seq, 1)
         key = (topic, author, epoch)
-        tracker = self._trackers.get(key) or self._first(key, seq, now)
+        tracker = self._trackers.get(key) or self._first(key, seq, now, new=new)
         tracker.refuse(seq, now)
         self._note(key, tracker)
 
@@ -201,7 +242,8 @@ class Sequences(Generic[T]):
         return found
 
     def wanted(self, now: float) -> list[Repair]:
-        """The holes to ask for now: a gap at once, an announced one after a second, then at growing intervals."""
+        """The holes to ask for now: a gap when its topic's patience is over (in a stream: at once), an announced one
+        after a second, then at growing intervals."""
         repairs: list[Repair] = []
         for key, tracker in self._open.items():
             room = REPAIRS - len(repairs)
@@ -251,9 +293,10 @@ class Sequences(Generic[T]):
 
     # -- trackers
 
-    def _first(self, key: Key, seq: int, now: float) -> Tracker:
+    def _first(self, key: Key, seq: int, now: float, *, new: bool = False) -> Tracker:
         """A sequence of which the number ``seq`` is the first that is heard."""
-        return self._begin(key, seq if self._base is None else self._base + 1, now, heard=seq)
+        start = (1 if new else seq) if self._base is None else self._base + 1
+        return self._begin(key, start, now, heard=seq)
 
     def _begin(self, key: Key, start: int, now: float, *, heard: int = 1) -> Tracker:
         if len(self._trackers) >= self._limits.trackers:

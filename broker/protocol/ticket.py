@@ -31,6 +31,8 @@ MAX_TICKET: Final = 8_192
 """Characters. Long enough for every bound below, short enough to paste."""
 MAX_ADDRS: Final = 32
 MAX_RELAYS: Final = 8
+MAX_OTHERS: Final = 8
+"""Further hubs of the realm."""
 MAX_TEXT: Final = 256
 """One address, relay URL or secret."""
 
@@ -41,25 +43,46 @@ _ADVICE: Final = "Copy the whole ticket again from where the hub printed it (`hu
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """``addrs`` are ``host:port``, ``relays`` URLs, in the order to try."""
+    """``addrs`` are ``host:port``, ``relays`` URLs, in the order to try. ``others`` are further hubs of the same realm,
+    to go to when this one is away; they have neither a secret nor others."""
 
     node_id: str
     addrs: tuple[str, ...] = ()
     relays: tuple[str, ...] = ()
     secret: str | None = field(default=None, repr=False)
+    others: tuple[Ticket, ...] = ()
 
     def __post_init__(self) -> None:
         if fault := _fault(self.node_id, self.addrs, self.relays, self.secret):
             raise TicketError(f"not a ticket: {fault}")
+        if len(self.others) > MAX_OTHERS or any(one.secret is not None or one.others for one in self.others):
+            raise TicketError(f"not a ticket: at most {MAX_OTHERS} others, without secrets and others of their own")
 
-    def encode(self) -> str:
+    def place(self) -> dict[str, Any]:
+        """Who it is and where, as JSON."""
         body: dict[str, Any] = {"id": self.node_id}
         if self.addrs:
             body["addrs"] = self.addrs
         if self.relays:
             body["relays"] = self.relays
+        return body
+
+    @staticmethod
+    def at(place: Any) -> Ticket:
+        """The ticket of a :meth:`place`. TicketError when it is none."""
+        if not isinstance(place, dict):
+            raise TicketError("not a ticket: a place is an object")
+        addrs, relays = place.get("addrs", []), place.get("relays", [])
+        if fault := _fault(place.get("id"), addrs, relays, None):
+            raise TicketError(f"not a ticket: {fault}")
+        return Ticket(place["id"], tuple(addrs), tuple(relays))
+
+    def encode(self) -> str:
+        body = self.place()
         if self.secret is not None:
             body["secret"] = self.secret
+        if self.others:
+            body["others"] = [one.place() for one in self.others]
         payload = bytes([VERSION]) + orjson.dumps(body)
         text = PREFIX + b32encode(payload + _checksum(payload)).decode().rstrip("=").lower()
         if len(text) > MAX_TICKET:
@@ -83,7 +106,10 @@ class Ticket:
         addrs, relays = body.get("addrs", []), body.get("relays", [])
         if fault := _fault(body.get("id"), addrs, relays, body.get("secret")):
             raise TicketError(f"the ticket's checksum is right, but {fault}. The hub that made it is at fault.")
-        return Ticket(body["id"], tuple(addrs), tuple(relays), body.get("secret"))
+        others = body.get("others", [])
+        if not isinstance(others, list):
+            raise TicketError("the ticket's checksum is right, but its others are no list. Who made it is at fault.")
+        return Ticket(body["id"], tuple(addrs), tuple(relays), body.get("secret"), tuple(map(Ticket.at, others)))
 
 
 def _cleaned(text: str) -> str:

@@ -46,12 +46,13 @@ class Budget:
 
 
 class Hole:
-    """Missing numbers ``a..b``, asked for ``asks`` times, next to be acted on at ``due``."""
+    """Missing numbers ``a..b``, asked for ``asks`` times, next to be acted on at ``due``. ``early``: what is in it is
+    probably on its way by another path, and not missed before it has been asked for."""
 
-    __slots__ = ("a", "asks", "b", "due")
+    __slots__ = ("a", "asks", "b", "due", "early")
 
-    def __init__(self, a: int, b: int, due: float, asks: int = 0) -> None:
-        self.a, self.b, self.due, self.asks = a, b, due, asks
+    def __init__(self, a: int, b: int, due: float, asks: int = 0, *, early: bool = False) -> None:
+        self.a, self.b, self.due, self.asks, self.early = a, b, due, asks, early
 
 
 class Tracker:
@@ -69,6 +70,7 @@ class Tracker:
         "lost",
         "merged",
         "next",
+        "patience",
         "received",
         "repaired",
         "start",
@@ -86,6 +88,8 @@ class Tracker:
         self.lost: list[Range] = []
         self.received = self.duplicates = self.repaired = self.late = self.forgotten = self.merged = 0
         self.budget = budget
+        self.patience = 0.0
+        """Seconds before the first question for a gap: none where order is kept on the way, as in a stream."""
         self.touched = now
         self.unsure = False
         self.told = ""
@@ -108,7 +112,7 @@ class Tracker:
             self.forgotten += 1
             return []
         hole = self.holes[place]
-        if seq > self.catchup or hole.asks:
+        if hole.asks or (seq > self.catchup and not hole.early):
             self.repaired += 1
         self.received += 1
         self._cut(place, seq, seq, now)
@@ -136,14 +140,14 @@ class Tracker:
             self.announce(seq, now, now)
             return []
         if gap:
-            self.announce(seq - 1, now, now)
+            self.announce(seq - 1, now, now + self.patience, early=self.patience > 0)
         self.repaired += seq <= self.beyond
         self.received += 1
         self.top = seq
         self._hold(seq, item)
         return []
 
-    def announce(self, seq: int, now: float, due: float) -> None:
+    def announce(self, seq: int, now: float, due: float, *, early: bool = False) -> None:
         """Numbers up to ``seq`` are known to exist."""
         if seq <= self.top:
             return
@@ -151,8 +155,9 @@ class Tracker:
         if last is not None and last.b == self.top and not last.asks:
             last.b = self.top = seq
             last.due = min(last.due, due)
+            last.early = last.early and early
         elif len(self.holes) < MAX_RANGES:
-            self.holes.append(Hole(self.top + 1, seq, due))
+            self.holes.append(Hole(self.top + 1, seq, due, early=early))
             self.top = seq
         self.beyond = max(self.beyond, seq)
 
@@ -211,7 +216,7 @@ class Tracker:
         if progress:
             # It is being filled: whoever sends it needs no second question yet. An answer may be a part of what was
             # asked for, though: then a short silence is its end.
-            hole.asks, hole.due = (1, now + PAUSE) if hole.asks else (0, now + PATIENT)
+            hole.asks, hole.due = (1, now + PAUSE) if hole.asks else (0, now + (self.patience or PATIENT))
         if hole.a == first and hole.b == last:
             del self.holes[place]
         elif hole.a == first:
@@ -219,7 +224,7 @@ class Tracker:
         elif hole.b == last:
             hole.b = first - 1
         else:
-            self.holes.insert(place + 1, Hole(last + 1, hole.b, hole.due, hole.asks))
+            self.holes.insert(place + 1, Hole(last + 1, hole.b, hole.due, hole.asks, early=hole.early))
             hole.b = first - 1
 
     def _promote(self, now: float) -> None:
@@ -252,7 +257,7 @@ class Tracker:
     def patient(self, due: float) -> None:
         """A new connection: what is missing is probably on its way, and questions count anew."""
         for hole in self.holes:
-            hole.asks, hole.due = 0, due
+            hole.asks, hole.due, hole.early = 0, due, False
 
     def missing(self) -> tuple[Range, ...]:
         found = [(hole.a, hole.b) for hole in self.holes]

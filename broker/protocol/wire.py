@@ -9,6 +9,12 @@ from typing import Final
 ALPN: Final = "alkhub/1"
 PROTOCOL_VERSION: Final = 1
 RESERVED_PREFIXES: Final = ("call.", "hub.", "topic.", "__")
+GOSSIP: Final = "gossip/1"
+"""The capability of a peer that can be in a topic's swarm."""
+REALM: Final = "realm/1"
+"""The capability of a hub that shares topics with this one."""
+REALM_SCOPE: Final = "realm"
+"""The scope of an invite that lets a further hub into the realm."""
 
 
 class CloseCode(IntEnum):

@@ -1,7 +1,9 @@
-"""The answering side of calls: runs handlers as tasks and sends what they give, on top of protocol/answering.py.
+"""The answering side of calls: runs handlers and sends what they give, on top of protocol/answering.py.
 
-A handler that raises is an EXECUTION_ERROR for its caller and nothing more; a call that is aborted cancels its
-handler. Not here: which operations there are (operations.py).
+A handler that may wait runs as a task. One that cannot (operations.py knows) is called where its call arrives: a task
+costs more than all else that is done for a call here. It has a context of its own as a task has, and what it sees as
+its current task is one that is over. A handler that raises is an EXECUTION_ERROR for its caller and nothing more; a
+call that is aborted cancels its handler. Not here: which operations there are (operations.py).
 """
 
 from __future__ import annotations
@@ -9,15 +11,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from asyncio import _enter_task, _leave_task
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any, cast
 
 from broker.errors import CallError, EventTooLarge
 from broker.protocol import answering
 from broker.protocol.codec import encode
-from broker.spoke.operations import Call, Offer
+from broker.protocol.deadlines import Deadlines
+from broker.spoke.operations import Call, Direct, Offer
 
 __all__ = ["Answers", "current_call"]
 
@@ -27,11 +31,23 @@ CANCEL_TIMEOUT = 2.0
 """Seconds in which a cancelled handler should be over; then it is left to itself."""
 
 MAX_ERROR = 65_536
-"""Bytes of a call.error; of a larger one the details are left out."""
-MAX_MESSAGE = 4_096
+"""Bytes of a call.error, if the hub takes so many. Of a larger one the details are left out, and the message is cut to
+a 16th of as many characters: one may take 6 bytes."""
 
 current_call: ContextVar[Call | None] = ContextVar("broker_current_call", default=None)
 """The call whose handler is running: calls made inside it are its children."""
+
+
+class _Running:
+    """A handler that runs as a task."""
+
+    __slots__ = ("late", "live", "task")
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None]
+        self.live = True
+        self.late = False
+        """Cancelled because its time was over."""
 
 
 class Answers:
@@ -44,17 +60,35 @@ class Answers:
         self._offers, self._send, self._control = offers, send, control
         self._room = asyncio.Event()
         self._answering = answering.Answering()
+        self._max_error = MAX_ERROR
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._deadlines: Deadlines[_Running] = Deadlines()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._loop: asyncio.AbstractEventLoop
+        self._over: asyncio.Task[None]
+        """What is current while a handler is called without a task of its own."""
         self._credit: dict[str, asyncio.Event] = {}
         self.on_ended: Callable[[str, str, float], None] = lambda _operation, _code, _seconds: None
 
+    def requested(self, detail: Any) -> None:
+        """call.requested."""
+        effect = self._answering.requested(detail)
+        if isinstance(effect, answering.Start):
+            self._start(effect)
+        elif effect is not None:
+            self._end(effect.detail)
+
     def receive(self, type: str, detail: Any) -> None:
-        """call.requested, call.aborted or call.credit."""
+        """call.aborted or call.credit."""
         self._apply(self._answering.on(type, detail, time.monotonic()))
 
-    def connected(self, *, credited: bool) -> None:
-        """Whether this hub gives credit to streams."""
+    def connected(self, *, credited: bool, max_frame_bytes: int) -> None:
+        """Whether this hub gives credit to streams, and the largest frame that it takes."""
         self._answering.credited = credited
+        self._max_error = min(MAX_ERROR, max_frame_bytes)
+        self._loop = asyncio.get_running_loop()
+        self._over = self._loop.create_task(_nothing(), name="broker-answers")
 
     def lost(self) -> None:
         """The connection is gone: nobody is there to hear the answers."""
@@ -86,8 +120,6 @@ class Answers:
     def _apply(self, effects: list[answering.Effect]) -> None:
         for effect in effects:
             match effect:
-                case answering.Start():
-                    self._start(effect)
                 case answering.Cancel(request_id, _reason):
                     if (task := self._tasks.get(request_id)) is not None:
                         task.cancel()
@@ -101,11 +133,11 @@ class Answers:
         """Sends a call.error. Its text and details are the handler's, so they may be more than a frame takes."""
         try:
             encoded = encode("call.error", error)
-            fits = len(encoded) <= MAX_ERROR
+            fits = len(encoded) <= self._max_error
         except ValueError:
             fits = False
         if not fits:
-            error = answering.error_detail(error["requestId"], error["code"], error["message"][:MAX_MESSAGE])
+            error = answering.error_detail(error["requestId"], error["code"], error["message"][: self._max_error // 16])
         self._control("call.error", error)
 
     def _start(self, start: answering.Start) -> None:
@@ -118,66 +150,89 @@ class Answers:
             )
             return
         call = Call(start.request_id, start.operation, start.identity or {})
-        task = asyncio.get_running_loop().create_task(self._run(offer, call, start))
-        self._tasks[start.request_id] = task
+        if offer.direct is None or not self._call(offer.direct, call, start):
+            work = self._stream if offer.streams else self._respond
+            self._spawn(work(offer, call, start), call, start.timeout)
 
-    async def _run(self, offer: Offer, call: Call, start: answering.Start) -> None:
-        request_id = call.request_id
-        current_call.set(call)  # a task has a context of its own
-        began, code = time.monotonic(), "OK"
-        limit = asyncio.timeout(start.timeout)
+    # Handlers that cannot wait.
+
+    def _call(self, direct: Direct, call: Call, start: answering.Start) -> bool:
+        """False: not here, since this is inside of some task, which is nothing to the handler."""
         try:
-            async with limit:
-                if offer.streams:
-                    await self._stream(offer, call, start)
-                else:
-                    output = await cast("Any", offer.handler(start.input, call))
-                    code = await self._respond(request_id, output)
-        except CallError as error:
-            code = error.code
-            self._apply(self._answering.fail(request_id, error.code, error.message, error.details))
-        except TimeoutError as error:
-            if not limit.expired():
-                log.exception("the handler of %s failed", call.operation)
-                code = "EXECUTION_ERROR"
-                self._apply(self._answering.fail(request_id, code, f"TimeoutError: {error}"))
-                return
-            message = f"{call.operation} was not done in {start.timeout} s"
-            code = "TIMEOUT"
-            self._apply(self._answering.fail(request_id, code, message))
-        except Exception as error:
-            log.exception("the handler of %s failed", call.operation)
-            code = "EXECUTION_ERROR"
-            self._apply(self._answering.fail(request_id, code, f"{type(error).__name__}: {error}"))
-        except asyncio.CancelledError:
-            code = "ABORTED"
-            # Nothing is sent if the caller gave up. Else this spoke stops, and another may answer.
-            message, details = f"the spoke stopped before {call.operation} was done", {"retryable": True}
-            self._apply(self._answering.fail(request_id, "EXECUTION_ERROR", message, details))
-            raise
+            _enter_task(self._loop, self._over)
+        except RuntimeError:
+            return False
+        try:
+            copy_context().run(self._called, direct, call, start)
         finally:
-            if self._tasks.get(request_id) is asyncio.current_task():
-                del self._tasks[request_id]
-            self._credit.pop(request_id, None)
+            _leave_task(self._loop, self._over)
+        return True
+
+    def _called(self, direct: Direct, call: Call, start: answering.Start) -> None:
+        current_call.set(call)
+        began, code = time.monotonic(), "OK"
+        try:
+            output = direct(start.input, call)
+        except (Exception, asyncio.CancelledError) as error:
+            code = self._failed(call, error)
+        else:
+            if self._answering.ends(call.request_id):
+                try:
+                    if not self._send("call.responded", {"requestId": call.request_id, "output": output}):
+                        self._spawn(self._deliver(call, output), call, start.timeout)
+                        return  # and is told of when it is done
+                except (ValueError, EventTooLarge) as error:
+                    code = self._unsendable(call, error)
+        self.on_ended(call.operation, code, time.monotonic() - began)
+
+    # Handlers that may wait.
+
+    def _spawn(self, work: Coroutine[Any, Any, str], call: Call, timeout: float | None) -> None:
+        """``work`` gives the code that the call ends with."""
+        running = _Running()
+        self._tasks[call.request_id] = running.task = self._loop.create_task(self._run(work, call, timeout, running))
+        if timeout is not None:
+            now = time.monotonic()
+            self._deadlines.add(now + timeout, running, len(self._tasks))
+            self._arm(now)
+
+    async def _run(self, work: Coroutine[Any, Any, str], call: Call, timeout: float | None, running: _Running) -> None:
+        """What the task of a call does, from its start to its end."""
+        current_call.set(call)  # a task has a context of its own
+        began, code = time.monotonic(), "ABORTED"
+        try:
+            code = await work
+        except asyncio.CancelledError as error:
+            if not running.late or running.task.uncancel():  # there is another reason than the time
+                self._failed(call, error)
+                raise
+            code = "TIMEOUT"
+            self._apply(self._answering.fail(call.request_id, code, f"{call.operation} was not done in {timeout} s"))
+        except Exception as error:
+            code = self._failed(call, error)
+        finally:
+            running.live = False
+            if self._tasks.get(call.request_id) is running.task:
+                del self._tasks[call.request_id]
+            self._credit.pop(call.request_id, None)
             self.on_ended(call.operation, code, time.monotonic() - began)
 
-    async def _respond(self, request_id: str, output: Any) -> str:
-        """Sends the answer, or why it cannot be sent. The call's code."""
-        if self._answering.respond(request_id, output):
+    async def _respond(self, offer: Offer, call: Call, start: answering.Start) -> str:
+        output = await cast("Any", offer.handler(start.input, call))
+        if self._answering.ends(call.request_id):
             try:
-                await self._deliver(request_id, output)
+                return await self._deliver(call, output)
             except (ValueError, EventTooLarge) as error:
-                code, message = "EXECUTION_ERROR", f"the output cannot be sent: {error}"
-                self._end(answering.error_detail(request_id, code, message))
-                return code
+                return self._unsendable(call, error)
         return "OK"
 
-    async def _deliver(self, request_id: str, output: Any) -> None:
+    async def _deliver(self, call: Call, output: Any) -> str:
         """Waits while the path to the hub is full: an output is never dropped while the connection lasts."""
-        while not self._send("call.responded", {"requestId": request_id, "output": output}):
+        while not self._send("call.responded", {"requestId": call.request_id, "output": output}):
             await self._room.wait()
+        return "OK"
 
-    async def _stream(self, offer: Offer, call: Call, start: answering.Start) -> None:
+    async def _stream(self, offer: Offer, call: Call, start: answering.Start) -> str:
         """Sends items while there is credit; a consumer that reads slowly slows the generator."""
         request_id = call.request_id
         async with aclosing(cast("Any", offer.handler(start.input, call))) as items:
@@ -186,6 +241,51 @@ class Answers:
                     credit = self._credit[request_id] = asyncio.Event()
                     await credit.wait()
                 if effects:
-                    await self._deliver(request_id, output)
-        if self._answering.finish(request_id):
+                    await self._deliver(call, output)
+        if self._answering.ends(request_id):
             self._control("call.completed", {"requestId": request_id})
+        return "OK"
+
+    # How a call fails.
+
+    def _failed(self, call: Call, error: BaseException) -> str:
+        """What its handler raised, as the caller hears it. The call's code."""
+        code, message, details = "EXECUTION_ERROR", f"{type(error).__name__}: {error}", None
+        if isinstance(error, CallError):
+            code, message, details = error.code, error.message, error.details
+        elif isinstance(error, asyncio.CancelledError):
+            # Nothing is sent if the caller gave up. Else this spoke stops, and another may answer.
+            message, details = f"the spoke stopped before {call.operation} was done", {"retryable": True}
+        else:
+            log.error("the handler of %s failed", call.operation, exc_info=error)
+        self._apply(self._answering.fail(call.request_id, code, message, details))
+        return "ABORTED" if isinstance(error, asyncio.CancelledError) else code
+
+    def _unsendable(self, call: Call, error: Exception) -> str:
+        code = "EXECUTION_ERROR"
+        self._end(answering.error_detail(call.request_id, code, f"the output cannot be sent: {error}"))
+        return code
+
+    # Deadlines.
+
+    def _arm(self, now: float) -> None:
+        """One timer for the earliest; one that is set for an earlier time will look again."""
+        due = self._deadlines.next()
+        if due is None or (self._timer is not None and self._timer_at <= due):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = due
+        self._timer = self._loop.call_later(max(due - now, 0), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        for running in self._deadlines.due(now):
+            running.late = True
+            running.task.cancel()
+        self._arm(now)
+
+
+async def _nothing() -> None:
+    """The life of a task that is over."""

@@ -2,7 +2,7 @@
 
 The link is the endpoint's handler (border.py). It decodes frames and passes each message to whoever registered for its
 type; it knows nothing of calls or topics. Attempts are spaced with full jitter. A spoke that is dialled (``accept``)
-waits for the hub instead.
+waits for the hub instead. Connections with anybody else are passed on to their hosts (connections.py).
 """
 
 from __future__ import annotations
@@ -10,17 +10,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from broker import _gossip_ext as ext
-from broker.border import attach
-from broker.errors import Closed, ConnectError, ConnectionLost, EventTooLarge, FrameError, Refused, Unreachable
+from broker.border import SwarmHandler, attach, explain
+from broker.errors import (
+    Closed,
+    ConnectError,
+    ConnectionLost,
+    EventTooLarge,
+    FrameError,
+    Refused,
+    TicketError,
+    Unreachable,
+)
 from broker.protocol.codec import Message, decode, encode
 from broker.protocol.ticket import Ticket
 from broker.protocol.wire import RESERVED_PREFIXES, CloseCode
+from broker.spoke.connections import Connections
+from broker.spoke.door import Door, Hubs
 from broker.spoke.options import SpokeOptions
 
 __all__ = ["Link"]
@@ -42,6 +54,14 @@ STABLE = 5.0
 """Seconds a connection has to last to count as good. One that fails as soon as it is there is not dialled again at the
 first, shortest wait over and over."""
 
+MAX_HUBS = 16
+"""Of a realm, as a spoke remembers them."""
+TRY_ONE = 3.0
+"""Seconds for one hub to answer, where there are others to go to."""
+HURRIED = 3.0
+"""Seconds between attempts, at most, of who is in a swarm: overlays that were split merge by way of the hub, and have
+10 s for it after a partition, of which an attempt that is under way then may take as many before it fails."""
+
 Receiver = Callable[[Any], None]
 
 
@@ -50,12 +70,17 @@ class Link:
 
     def __init__(self, *, secret: bytes, options: SpokeOptions, registration: Callable[[], dict[str, Any]]) -> None:
         self._secret, self._options, self._registration = secret, options, registration
+        self._max_frame_bytes = options.max_frame_bytes
+        self.hubs_reason = Hubs(secret, options.hubs, self._take_incoming)
+        self.others = Connections(lambda: self.endpoint, Door([self.hubs_reason]))
         self.receivers: dict[str, Receiver] = {}
         self.on_events: Callable[[list[Message]], None] = lambda _messages: None
         self.on_up: Callable[[Any], None] = lambda _hub_registration: None
         self.on_down: Callable[[], None] = lambda: None
         self.on_drained: Callable[[], None] = lambda: None
         self.on_batch: Callable[[], None] = lambda: None
+        self.swarms: SwarmHandler | None = None
+        self.hurries: Callable[[], bool] = lambda: False
         self.endpoint: ext.Endpoint | None = None
         self.hub_node_id = ""
         self.connects = 0
@@ -67,6 +92,8 @@ class Link:
         self._change = asyncio.Event()
         self._failure: ConnectError | None = None
         self._token = 0
+        self._hubs: dict[str, Ticket] = {}
+        """The hubs of the realm, as far as they are known, the ticket's own first."""
         self._invite: str | None = None
         """The secret of the ticket."""
         self._keeper: asyncio.Task[None] | None = None
@@ -78,6 +105,14 @@ class Link:
     def configure(self, secret: bytes | None, options: SpokeOptions) -> None:
         """Takes the place of what it was made with. Before :meth:`bind`."""
         self._secret, self._options = secret or self._secret, options
+        self._max_frame_bytes = options.max_frame_bytes
+        self.hubs_reason = Hubs(self._secret, options.hubs, self._take_incoming)
+        self.others.door.reasons[0] = self.hubs_reason
+
+    def limited(self, hub_takes: int | None) -> int:
+        """Returns the largest frame to send from here on: what this spoke may and its hub, if it says so, takes."""
+        self._max_frame_bytes = min(self._options.max_frame_bytes, hub_takes or self._options.max_frame_bytes)
+        return self._max_frame_bytes
 
     def bind(self, *, loopback: bool) -> None:
         """Opens the endpoint. Raises BindError."""
@@ -86,23 +121,29 @@ class Link:
             self.endpoint = ext.Endpoint.bind(
                 self._secret,
                 bind=address,
-                accept=self._options.accept,
+                accept=self._options.accept or self._options.gossip,
                 open=self._options.accept,
                 max_frame_bytes=self._options.max_frame_bytes,
                 inbox_bytes=INBOX_BYTES,
                 idle_timeout=self._options.idle_timeout,
+                gossip_message_bytes=self._options.gossip_message_bytes if self._options.gossip else 0,
             )
-            self._detach = attach(self.endpoint, self)
+            self._detach = attach(self.endpoint, self, self.swarms)
 
     def keep(self, ticket: Ticket) -> None:
         """From now on there is a connection to the ticket's hub, as far as the network lets."""
         self._invite = ticket.secret
-        self._keeper = asyncio.create_task(self._keep(ticket), name="broker-link")
+        self._hubs = {one.node_id: one for one in (ticket, *ticket.others)}
+        self._keeper = asyncio.create_task(self._keep(), name="broker-link")
 
     @property
     def up(self) -> bool:
         """Connected, and the hub has registered."""
         return self._registered
+
+    def trouble(self) -> str | None:
+        """Why there is no hub, as far as it is known."""
+        return None if self._registered or self._failure is None else str(self._failure).splitlines()[0]
 
     async def wait_up(self, timeout: float | None) -> None:
         """Returns when up. Raises what the first attempt failed with: Refused, Unreachable, or ConnectError at the
@@ -160,10 +201,10 @@ class Link:
     # Sending.
 
     def send(self, type: str, detail: Any) -> bool:
-        """One call or answer, before all topics. False when there is no connection or its queue is full. ValueError for
+        """One call or answer, before all topics. False while not :attr:`up` or when its queue is full. ValueError for
         what is not JSON, EventTooLarge for what no frame takes."""
         frame = encode(type, detail)
-        limit = self._options.max_frame_bytes
+        limit = self._max_frame_bytes
         if len(frame) > limit:
             raise EventTooLarge(
                 f"{type}: a message of {len(frame)} bytes, the limit is {limit}. "
@@ -171,7 +212,8 @@ class Link:
                 size=len(frame),
                 limit=limit,
             )
-        return self.send_calls([frame])
+        # Before the hub has registered nobody would be told that the connection went, and with it the call.
+        return self._registered and self.send_calls([frame])
 
     def control(self, type: str, detail: Any) -> None:
         """One message that may not be lost while the connection lasts: it waits for room, in order."""
@@ -212,13 +254,29 @@ class Link:
     # What the border tells (broker.border.Handler).
 
     def opened(self, conn: int, node_id: str, incoming: bool, token: int) -> None:
+        if incoming:
+            self.others.came(conn, node_id)
+        elif token == self._token and self._conn is None:
+            self._take(conn, node_id, False)
+        elif not self.others.dialled(conn, node_id, token):
+            self._one_hub(conn)
+
+    def _take_incoming(self, conn: int, node_id: str) -> None:
+        """The door has let in a hub."""
+        if self._conn is None:
+            self._take(conn, node_id, True)
+        else:
+            self._one_hub(conn)
+
+    def _one_hub(self, conn: int) -> None:
         assert self.endpoint is not None
-        if self._conn is not None or (not incoming and token != self._token):
-            self.endpoint.close_connection(conn, CloseCode.NORMAL, "this spoke has a hub already")
-            return
+        self.endpoint.close_connection(conn, CloseCode.NORMAL, "this spoke has a hub already")
+
+    def _take(self, conn: int, node_id: str, incoming: bool) -> None:
+        """This is the hub now."""
         self._conn, self.hub_node_id = conn, node_id
         registration = self._registration()
-        if self._invite is not None and not incoming:
+        if self._invite is not None and node_id == next(iter(self._hubs), None):
             registration["invite"] = self._invite  # each time: the answer to the first may have been lost
         self.control("hub.register", registration)
         if incoming:  # who dialled and says nothing must not keep the hub out
@@ -231,7 +289,9 @@ class Link:
 
     def frames(self, conn: int, frames: list[bytes]) -> None:
         if conn != self._conn:
-            return
+            self.others.frames(conn, frames)
+            if conn != self._conn:  # else its first frame has just made it the hub
+                return
         receivers = self.receivers
         events: list[Message] = []
         topic = None
@@ -258,6 +318,7 @@ class Link:
 
     def closed(self, conn: int, code: int | None, reason: str, remote: bool) -> None:
         if conn != self._conn:
+            self.others.closed(conn, code, reason, remote)
             return
         if remote and code in (CloseCode.NOT_ADMITTED, CloseCode.BANNED, CloseCode.KICKED):
             self._failure = Refused(
@@ -274,10 +335,14 @@ class Link:
         if conn == self._conn:
             self._send_backlog()
             self.on_drained()
+        else:
+            self.others.drained(conn)
 
     def dial_failed(self, token: int, kind: str, code: int | None, message: str) -> None:
         if token != self._token:
+            self.others.dial_failed(token, kind, code, message)
             return
+        message = explain(message)
         if kind == "refused":
             self._failure = Refused(f"the hub refused this spoke: {message}", close_code=code or 0, reason=message)
         else:
@@ -325,16 +390,33 @@ class Link:
     async def _changed(self) -> None:
         await self._change.wait()
 
-    async def _keep(self, ticket: Ticket) -> None:
-        attempt, loop = 0, asyncio.get_running_loop()
+    def realm(self, detail: Any) -> None:
+        """The hub tells where the realm's other hubs are."""
+        places = detail.get("hubs") if isinstance(detail, dict) else None
+        for place in (places if isinstance(places, list) else [])[:MAX_HUBS]:
+            with contextlib.suppress(TicketError):  # another version's idea of a place
+                one = Ticket.at(place)
+                first = next(iter(self._hubs), None)
+                if one.node_id != first and (one.node_id in self._hubs or len(self._hubs) < MAX_HUBS):
+                    self._hubs[one.node_id] = one
+
+    async def _keep(self) -> None:
+        """To one hub after the other: who lost one, or did not get it, goes to the next at once, and waits when it has
+        been at all of them."""
+        attempt, turn, loop = 0, 0, asyncio.get_running_loop()
         while True:
-            if await self._attempt(ticket):
+            hubs = list(self._hubs.values())
+            if await self._attempt(hubs[turn % len(hubs)]):
                 since = loop.time()
                 while self._conn is not None:
                     await self._changed()
                 if loop.time() - since >= STABLE:
                     attempt = 0
+            turn += 1
+            if len(self._hubs) > 1 and turn % len(self._hubs):
+                continue
             most = min(self._options.backoff_first * 2**attempt, self._options.backoff_most)
+            most = min(most, HURRIED) if self.hurries() else most
             attempt = min(attempt + 1, 16)  # 2**16 is far over any bound; keeps the number small
             await asyncio.sleep(random.uniform(0, most))
 
@@ -343,9 +425,8 @@ class Link:
         assert self.endpoint is not None
         self._token = token = random.getrandbits(62)
         try:
-            self.endpoint.dial(
-                token, ticket.node_id, list(ticket.addrs), list(ticket.relays), timeout=self._options.dial_timeout
-            )
+            timeout = min(self._options.dial_timeout, TRY_ONE if len(self._hubs) > 1 else math.inf)
+            self.endpoint.dial(token, ticket.node_id, list(ticket.addrs), list(ticket.relays), timeout=timeout)
         except ValueError as error:
             self._failure = Unreachable(f"the ticket cannot be dialled: {error}")
             self._signal()

@@ -1,10 +1,12 @@
 """Typed operations: a Python function becomes an operation with a JSON Schema, a checked input and a JSON output.
 
-The schema comes from the type hints through pydantic. Not here: when a handler runs (answers.py).
+The schema comes from the type hints through pydantic. A function that cannot wait is told apart: it needs no task. Not
+here: when a handler runs (answers.py).
 """
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create
 from broker.errors import ValidationFailed
 from broker.protocol.registration import Operation
 
-__all__ = ["Call", "Handler", "Offer", "typed"]
+__all__ = ["Call", "Direct", "Handler", "Offer", "plain", "typed"]
 
 Kind = Literal["query", "mutation", "subscription"]
 
@@ -31,6 +33,7 @@ class Call:
 
 
 Handler = Callable[[Any, Call], Awaitable[Any]] | Callable[[Any, Call], AsyncIterator[Any]]
+Direct = Callable[[Any, Call], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +43,18 @@ class Offer:
 
     operation: Operation
     handler: Handler
+    direct: Direct | None = None
+    """The same as a plain function, if the handler never waits for anything."""
 
     @property
     def streams(self) -> bool:
         return self.operation.kind == "subscription"
+
+
+def plain(operation: Operation, handler: Handler) -> Offer:
+    """An offer whose handler takes and gives JSON as it is on the wire."""
+    direct = operation.kind != "subscription" and _never_waits(handler)
+    return Offer(operation, handler, _direct(handler) if direct else None)
 
 
 def typed(function: Callable[..., Any], id: str, *, kind: Kind | None = None, description: str | None = None) -> Offer:
@@ -68,9 +79,9 @@ def typed(function: Callable[..., Any], id: str, *, kind: Kind | None = None, de
     if streams != (operation.kind == "subscription"):
         raise TypeError(f"{id}: an async generator is a subscription, and only that is")
     arguments = _Arguments(model, wants_call)
-    return Offer(
-        operation, _streaming(function, arguments, output) if streams else _single(function, arguments, output)
-    )
+    if streams:
+        return Offer(operation, _streaming(function, arguments, output))
+    return Offer(operation, *_single(function, arguments, output))
 
 
 def _field(function: Callable[..., Any], parameter: inspect.Parameter, hints: dict[str, Any]) -> tuple[Any, Any]:
@@ -105,7 +116,9 @@ class _Arguments:
         return arguments
 
 
-def _single(function: Callable[..., Any], arguments: _Arguments, output: TypeAdapter[Any]) -> Handler:
+def _single(
+    function: Callable[..., Any], arguments: _Arguments, output: TypeAdapter[Any]
+) -> tuple[Handler, Direct | None]:
     is_async = inspect.iscoroutinefunction(function)
 
     async def handler(input: Any, call: Call) -> Any:
@@ -114,7 +127,36 @@ def _single(function: Callable[..., Any], arguments: _Arguments, output: TypeAda
             result = await result
         return output.dump_python(result, mode="json")
 
-    return handler
+    def direct(input: Any, call: Call) -> Any:
+        result = function(**arguments.read(input, call))
+        if is_async:
+            result = _finish(result)
+        return output.dump_python(result, mode="json")
+
+    return handler, direct if not is_async or _never_waits(function) else None
+
+
+def _never_waits(function: Callable[..., Any]) -> bool:
+    """Whether this is an ``async def`` without a word on which it could wait: only a yield of its own suspends a
+    coroutine, and ``await`` and its kind are made of one."""
+    code = getattr(function, "__code__", None)
+    if not inspect.iscode(code) or not code.co_flags & inspect.CO_COROUTINE:
+        return False
+    return all(instruction.opname != "YIELD_VALUE" for instruction in dis.get_instructions(code))
+
+
+def _direct(handler: Callable[[Any, Call], Any]) -> Direct:
+    return lambda input, call: _finish(handler(input, call))
+
+
+def _finish(coroutine: Any) -> Any:
+    """The result of a coroutine that does not wait."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    coroutine.close()
+    raise RuntimeError(f"{coroutine!r} waits, and has no word for it in its code")
 
 
 def _streaming(function: Callable[..., Any], arguments: _Arguments, output: TypeAdapter[Any]) -> Handler:

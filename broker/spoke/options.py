@@ -15,13 +15,20 @@ class SpokeOptions:
     """Local UDP address ``host:port``. None: loopback when the ticket has only loopback addresses, else every
     interface."""
     accept: bool = False
-    """Takes incoming connections: a spoke that is dialled."""
+    """Waits to be dialled, by whoever has the ticket that ``Spoke.listen`` returns, and by ``hubs``. By nobody else."""
+    hubs: tuple[str, ...] = ()
+    """NodeIds of hubs that may dial without the ticket's secret, such as one that knows only the specification."""
     max_frame_bytes: int = 1_048_576
     dial_timeout: float = 10.0
     idle_timeout: float = 6.0
     """A path that is silent for so long is dead: what it takes to notice a hub that was killed."""
     backoff_first: float = 0.2
-    """Full jitter: the n-th attempt waits a random time up to ``min(backoff_first * 2**n, backoff_most)``."""
+    """Full jitter: the n-th attempt waits a random time up to ``min(backoff_first * 2**n, backoff_most)``,
+    and up to 3 s while the spoke is in a swarm."""
     backoff_most: float = 30.0
+    gossip: bool = True
+    """Joins the swarms of its topics when the hub says so, and lets their members in; nobody else."""
+    gossip_message_bytes: int = 4_096
+    """The same in the whole realm."""
     subscription_events: int = 4_096
     """A subscription's queue: from here on its policy applies."""

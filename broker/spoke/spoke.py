@@ -17,24 +17,27 @@ from typing import Any, TypeVar
 from broker import _gossip_ext as ext
 from broker.errors import AccessDenied, FrameError, TopicError
 from broker.events import Event
-from broker.protocol.registration import Operation, Registration, parse, to_detail
+from broker.protocol.registration import MAX_ADDRS, MAX_RELAYS, GossipPlace, Operation, Registration, parse, to_detail
 from broker.protocol.routing import check_pattern
 from broker.protocol.ticket import Ticket
-from broker.protocol.wire import PROTOCOL_VERSION, CloseCode
+from broker.protocol.wire import GOSSIP, PROTOCOL_VERSION, CloseCode
 from broker.spoke.answers import Answers, current_call
 from broker.spoke.calls import Answer, Calls, RollCall
 from broker.spoke.link import Link
-from broker.spoke.operations import Handler, Kind, Offer, typed
+from broker.spoke.operations import Handler, Kind, Offer, plain, typed
 from broker.spoke.options import SpokeOptions
 from broker.spoke.publisher import Published, Publisher
+from broker.spoke.repairs import Repairs
 from broker.spoke.subscription import Policy, Since, Subscription
 from broker.spoke.subscriptions import Subscriptions
+from broker.spoke.swarms import JOIN_TIMEOUT, Swarms
 
 __all__ = ["Spoke", "connect"]
 
 log = logging.getLogger("broker.spoke")
 
 CAPABILITIES = ("topic.ack", "topic.repair", "call.credit")
+CARRIERS = ("auto", "stream", "gossip")
 DEFAULT_TIMEOUT = 30.0
 PUBLISHING_COMPLAINTS = ("BAD_TOPIC", "RESERVED_TOPIC", "ACCESS_DENIED")
 SUBSCRIBING_COMPLAINTS = ("BAD_PATTERN", "RESERVED_TOPIC", "ACCESS_DENIED", "LIMIT")
@@ -59,27 +62,40 @@ class Spoke:
         self._link = Link(secret=secret or ext.generate_secret(), options=self.options, registration=self._registration)
         self._calls = Calls(self._link.send, self._link.control)
         self._answers = Answers(self._offers, self._link.send, self._link.control)
+        self._subscriptions = Subscriptions(self._link.control)
+        self._swarms = Swarms(self._link, self._subscriptions, lambda: self.options.gossip)
         self._publisher = Publisher(
             send=self._link.send_topics,
             send_control=self._link.control,
             clock_ms=lambda: time.time_ns() // 1_000_000,
             max_frame_bytes=self.options.max_frame_bytes,
+            ways=self._swarms,
         )
-        self._subscriptions = Subscriptions(self._link.control)
+        self._swarms.publisher = self._publisher
+        self._repairs = Repairs(self._swarms, self._publisher, send=self._link.send_topics, control=self._link.control)
         self._rolls = True
         self._wire()
 
     def _wire(self) -> None:
+        self.trouble = self._link.trouble  # why it is not connected, as far as that is known; None while it is
         link, calls, answers = self._link, self._calls, self._answers
         for type in ("call.responded", "call.completed", "call.error"):
             link.receivers[type] = _typed_receiver(calls.receive, type)
-        for type in ("call.requested", "call.aborted", "call.credit"):
+        link.receivers["call.requested"] = answers.requested
+        for type in ("call.aborted", "call.credit"):
             link.receivers[type] = _typed_receiver(answers.receive, type)
         link.receivers["hub.register"] = link.registered
+        link.receivers["hub.realm"] = link.realm
         link.receivers["hub.error"] = self._on_complaint
         link.receivers["topic.ack"] = self._on_ack
         link.receivers["topic.head"] = self._subscriptions.on_head
         link.receivers["topic.lost"] = self._subscriptions.on_lost
+        link.receivers["topic.swarm"] = self._swarms.told
+        link.receivers["hub.peers"] = self._swarms.peers
+        link.receivers["topic.repair"] = self._repairs.asked
+        link.receivers["topic.batch"] = self._repairs.batch
+        link.swarms = self._swarms
+        self._subscriptions.swarm = self._swarms.joined
         link.on_events = self._subscriptions.on_events
         link.on_batch = self._subscriptions.on_batch
         link.on_drained = self._on_drained
@@ -108,7 +124,7 @@ class Spoke:
         input_schema: dict[str, Any] | None = None,
     ) -> None:
         """``handler(input, call)`` answers calls of ``id``, input and output as they are on the wire."""
-        self._add(Offer(Operation(id=id, kind=kind, description=description, input_schema=input_schema), handler))
+        self._add(plain(Operation(id=id, kind=kind, description=description, input_schema=input_schema), handler))
 
     def on(self, pattern: str) -> Callable[[Listener], Listener]:
         """Decorator: the coroutine function gets every event whose topic matches, one at a time."""
@@ -165,12 +181,13 @@ class Spoke:
         self._link.keep(parsed)
 
     def listen(self) -> Ticket:
-        """Waits to be dialled instead (options.accept). Returns the ticket for ``broker hub --dial``."""
+        """Waits to be dialled instead (options.accept). Returns the ticket for ``broker hub --dial``: who has it may be
+        this spoke's hub."""
         self._link.bind(loopback=True)
         self._began()
-        endpoint = self._link.endpoint
-        assert endpoint is not None
-        return Ticket(node_id=endpoint.node_id, addrs=tuple(endpoint.addrs()), relays=tuple(endpoint.relay_urls()))
+        at = self._link.endpoint
+        assert at is not None
+        return Ticket(at.node_id, tuple(at.addrs()), tuple(at.relay_urls()), self._link.hubs_reason.secret)
 
     def _began(self) -> None:
         self._publisher.identify(self.node_id)
@@ -205,6 +222,7 @@ class Spoke:
         self._listening = []
         self._subscriptions.fail_all()
         self._publisher.close()
+        self._swarms.close()
         await self._answers.finish(0)
         await self._link.close()
 
@@ -232,21 +250,38 @@ class Spoke:
     async def publish(
         self, topic: str, detail: Any = None, *, carrier: str = "auto", timeout: float | None = None
     ) -> Published:
-        """The event's place in this author's sequence. Waits, at most ``timeout`` s, while the buffer is full."""
-        if carrier not in ("auto", "stream"):
-            raise ValueError(f"carrier {carrier!r} is not there yet; 'auto' and 'stream' are")
-        return await self._publisher.publish(topic, detail, timeout=timeout)
+        """The event's place in this author's sequence. Waits, at most ``timeout`` s, while the buffer is full.
+
+        ``carrier``: ``auto`` goes the way that the hub has chosen for the topic. ``stream`` goes to the hub alone.
+        ``gossip`` asks for a swarm and begins when it is heard (TopicError when the hub will have none)."""
+        _check_carrier(carrier)
+        if carrier == "gossip" and not self._swarms.was_heard(topic):
+            await self._swarms.joined(topic, JOIN_TIMEOUT if timeout is None else min(timeout, JOIN_TIMEOUT))
+        return await self._publisher.publish(topic, detail, timeout=timeout, stream_only=carrier == "stream")
 
     async def flush(self, timeout: float | None = DEFAULT_TIMEOUT) -> None:
         """Returns when the hub has acknowledged everything published. CallTimeout names what is still open."""
         await self._publisher.flush(timeout)
 
     def subscribe(
-        self, *patterns: str, since: Since = None, policy: Policy = "block", patience: float = 2.0
+        self,
+        *patterns: str,
+        since: Since = None,
+        policy: Policy = "block",
+        patience: float = 2.0,
+        carrier: str = "auto",
     ) -> Subscription:
-        """Events whose topic matches, from now on, from ``"start"`` or from a seq."""
+        """Events whose topic matches, from now on, from ``"start"`` or from a seq.
+
+        ``carrier``: ``auto`` is the hub's choice. ``gossip`` asks for a swarm of each topic and begins when it is
+        heard; it takes names, no patterns. ``stream`` keeps this spoke out of them for as long as it lives."""
         if not patterns:
             raise ValueError("subscribe to at least one pattern")
+        _check_carrier(carrier)
+        if carrier == "gossip" and (wild := [one for one in patterns if "*" in one or ">" in one]):
+            raise ValueError(f"carrier 'gossip' takes the names of topics, not the pattern {wild[0]!r}")
+        for pattern in patterns if carrier == "stream" else ():
+            self._swarms.by_stream(pattern)
         return Subscription(
             patterns,
             since=since,
@@ -254,20 +289,47 @@ class Spoke:
             patience=patience,
             bound=self.options.subscription_events,
             owner=self._subscriptions,
+            gap_patience=self._subscriptions.gap_patience,
+            gossip=carrier == "gossip",
         )
 
     def counts(self) -> dict[str, int]:
-        """What it has done so far: ``connects``, ``calls_running``, ``published``, ``received``."""
+        """What it has done so far: ``connects``, ``calls_running``, ``published``, ``given_up`` (published, and then
+        larger than the hub takes), ``received``."""
         return {
             "connects": self._link.connects,
             "calls_running": self._answers.running,
             "published": self._publisher.published,
+            "given_up": self._publisher.given_up,
             "received": self._subscriptions.received,
         }
+
+    def gossip_counts(self) -> dict[str, int]:
+        """Of the swarms that it is in (``Swarm.counters`` summed, ``swarms``, ``neighbours``), and of repairs:
+        ``repairs_wanted`` here, ``repairs_asked`` of it and ``repairs_answered``."""
+        return {
+            **self._swarms.counts(),
+            **self._repairs.counts,
+            "repairs_wanted": self._subscriptions.repairs,
+            "gone": self._publisher.gone,
+        }
+
+    def verdict_counts(self) -> dict[str, int]:
+        """How many sequences of the present subscriptions are complete, repaired, lost, pending or unknown."""
+        return self._subscriptions.verdict_counts()
+
+    def carrier(self, topic: str) -> str:
+        """The way that a topic's events take to and from here now: ``stream`` or ``gossip``."""
+        return "gossip" if self._swarms.open(topic) else "stream"
 
     def on_call_ended(self, listener: Callable[[str, str, float], None]) -> None:
         """``listener(operation, code, seconds)`` is called for each call that was answered here."""
         self._answers.on_ended = listener
+
+    @property
+    def endpoint(self) -> ext.Endpoint | None:
+        """The extension's, for readings; None before it is bound and after close."""
+        return self._link.endpoint
 
     def stats(self) -> ext.ConnectionStats | None:
         """A reading of the connection; None while there is none."""
@@ -282,16 +344,30 @@ class Spoke:
                 name=self.name,
                 topics=tuple(pattern for pattern, _ in self._listeners),
                 protocol=PROTOCOL_VERSION,
-                capabilities=CAPABILITIES,
+                capabilities=(*CAPABILITIES, GOSSIP) if self.options.gossip else CAPABILITIES,
+                gossip=self._place(),
             )
         )
 
+    def _place(self) -> GossipPlace | None:
+        """Where others can dial it."""
+        endpoint = self._link.endpoint
+        if endpoint is None or not self.options.gossip:
+            return None
+        return GossipPlace(
+            addrs=tuple(endpoint.addrs())[:MAX_ADDRS],
+            relays=tuple(endpoint.relay_urls())[:MAX_RELAYS],
+            max=self.options.gossip_message_bytes,
+        )
+
     def _on_up(self, hub_registration: Any) -> None:
-        capabilities = parse(hub_registration, from_hub=True).capabilities
+        hub = parse(hub_registration, from_hub=True)
+        capabilities, limit = hub.capabilities, self._link.limited(hub.max_frame_bytes)
         self._rolls = "call.all" in capabilities
-        self._answers.connected(credited="call.credit" in capabilities)
+        self._answers.connected(credited="call.credit" in capabilities, max_frame_bytes=limit)
         self._subscriptions.on_up()
-        self._publisher.connected(acknowledges="topic.ack" in capabilities)
+        self._publisher.connected(acknowledges="topic.ack" in capabilities, max_frame_bytes=limit)
+        self._swarms.hub_up()
 
     def _on_drained(self) -> None:
         self._answers.drained()
@@ -299,6 +375,7 @@ class Spoke:
 
     def _on_down(self) -> None:
         self._subscriptions.on_down()
+        self._swarms.hub_down()
         self._publisher.disconnected()
         self._calls.lost()
         self._answers.lost()
@@ -306,7 +383,13 @@ class Spoke:
     def _on_ack(self, detail: Any) -> None:
         if not isinstance(detail, dict) or type(detail.get("seq")) is not int:
             raise FrameError("topic.ack needs topic, epoch and seq", close_code=CloseCode.BAD_MESSAGE)
-        self._publisher.acknowledged(str(detail.get("topic")), str(detail.get("epoch")), detail["seq"])
+        window = detail.get("window")
+        self._publisher.acknowledged(
+            str(detail.get("topic")),
+            str(detail.get("epoch")),
+            detail["seq"],
+            max(1, window) if type(window) is int else None,
+        )
 
     def _on_complaint(self, detail: Any) -> None:
         if isinstance(detail, dict):
@@ -315,6 +398,8 @@ class Spoke:
             log.warning("the hub says %s: %s", code, message)
             if not isinstance(about, str) or not isinstance(code, str):
                 return
+            if code == "NO_SWARM":
+                self._swarms.refused(about, str(message))
             if code in PUBLISHING_COMPLAINTS and action in (None, "publish"):
                 self._publisher.refused(about, f"{code}: {message}")
             if code in SUBSCRIBING_COMPLAINTS and action in (None, "subscribe"):
@@ -330,6 +415,11 @@ class Spoke:
                     await listener(event)
                 except Exception:
                     log.exception("the listener of %s failed on an event; it goes on with the next", pattern)
+
+
+def _check_carrier(carrier: str) -> None:
+    if carrier not in CARRIERS:
+        raise ValueError(f"carrier {carrier!r} is not there; {', '.join(CARRIERS)} are")
 
 
 def _typed_receiver(receive: Callable[[str, Any], None], type: str) -> Callable[[Any], None]:

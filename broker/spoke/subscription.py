@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -41,6 +41,9 @@ UNPLACED_TOPICS = 16_384
 class Owner(Protocol):
     """What a subscription asks of the spoke that it belongs to."""
 
+    swarm: Callable[[str], Awaitable[None]]
+    """Returns when the swarm of a topic is heard."""
+
     @property
     def connected(self) -> bool: ...
     def begin(self, subscription: Subscription) -> None:
@@ -64,13 +67,18 @@ class Subscription:
         patience: float,
         bound: int,
         owner: Owner,
+        gap_patience: Mapping[str, float],
+        gossip: bool = False,
     ) -> None:
+        """``gap_patience``: seconds, by topic, before a gap there is asked for. ``gossip``: it begins when the swarms
+        of its topics are heard."""
         self.patterns = tuple(dict.fromkeys(patterns))
         self.since, self.policy, self.patience = since, policy, patience
         self._owner = owner
         self._bound = bound
         self._queue: deque[Event] = deque()
-        self._sequences: Sequences[Event] = Sequences(since)
+        self._sequences: Sequences[Event] = Sequences(since, patience=gap_patience)
+        self._gossip = gossip
         self._waiter: asyncio.Future[None] | None = None
         self._paused = False
         self._gaps = False
@@ -83,6 +91,8 @@ class Subscription:
         self._unplaced_epoch = 0
         self.began = False
         """The hub has heard of it on some connection; set by the owner."""
+        self.began_at = 0.0
+        """What is first heard after this is new to it; set by the owner."""
         self.dropped = 0
 
     # What the program uses.
@@ -109,6 +119,13 @@ class Subscription:
 
     async def __aenter__(self) -> Self:
         self._owner.begin(self)
+        if self._gossip:
+            try:
+                for topic in self.patterns:
+                    await self._owner.swarm(topic)
+            except BaseException:
+                self._owner.end(self)
+                raise
         return self
 
     async def __aexit__(
@@ -157,27 +174,30 @@ class Subscription:
 
     # What the link tells it.
 
-    def receive(self, topic: str, author: str, epoch: str, first: int, events: list[Event], now: float) -> None:
-        """Events that match and follow each other in a sequence. Follow a batch of these by :meth:`wake`."""
+    def receive(
+        self, topic: str, author: str, epoch: str, first: int, events: list[Event], now: float, *, new: bool = False
+    ) -> None:
+        """Events that match and follow each other in a sequence. Follow a batch of these by :meth:`wake`. ``new``:
+        nobody here had heard of this sequence when the subscription began."""
         if self._ended:
             return
         room = self._bound + UNDER_WAY if self.policy == "block" else self._bound
         if len(self._queue) + len(events) < room:
-            if ready := self._sequences.run(topic, author, epoch, first, events, now):
+            if ready := self._sequences.run(topic, author, epoch, first, events, now, new=new):
                 self._admit(ready)
             return
         for seq, event in enumerate(events, first):
-            self._receive_one(topic, author, epoch, seq, event, now)
+            self._receive_one(topic, author, epoch, seq, event, now, new)
 
-    def _receive_one(self, topic: str, author: str, epoch: str, seq: int, event: Event, now: float) -> None:
+    def _receive_one(self, topic: str, author: str, epoch: str, seq: int, event: Event, now: float, new: bool) -> None:
         """One for which there may be no room."""
         if self._ended:
             return
         if self._paused and self._full():
             # It is known to exist from here on, so it cannot be forgotten: a hole until the hub sends it again.
-            self._sequences.left_out(topic, author, epoch, seq, now)
+            self._sequences.left_out(topic, author, epoch, seq, now, new=new)
             return
-        ready = self._sequences.event(topic, author, epoch, seq, event, now)
+        ready = self._sequences.event(topic, author, epoch, seq, event, now, new=new)
         if ready:
             self._admit(ready)
 
@@ -248,6 +268,10 @@ class Subscription:
         """The newest seq that the hub knows; what of it is not here is a hole from now on."""
         self._sequences.head(topic, author, epoch, seq, now, baseline=baseline)
 
+    def announced(self, topic: str, author: str, epoch: str, seq: int, *, new: bool, now: float) -> None:
+        """The newest seq that the swarm knows."""
+        self._sequences.announced(topic, author, epoch, seq, now, new=new)
+
     def lost(self, topic: str, author: str, epoch: str, first: int, last: int, now: float) -> None:
         """Nobody has this range any more."""
         self._release(self._sequences.lost(topic, author, epoch, first, last, now))
@@ -259,14 +283,14 @@ class Subscription:
 
     def wanted(self, now: float) -> list[Repair]:
         """Holes to ask for. Those that were asked for in vain are lost now."""
-        if self._paused:
+        if self._paused or self._ended:
             return []
         self._release(self._sequences.expire(now))
         return self._sequences.wanted(now)
 
     def next_due(self) -> float | None:
         """When :meth:`wanted` has something to say."""
-        return None if self._paused else self._sequences.next_due()
+        return None if self._paused or self._ended else self._sequences.next_due()
 
     def positions(self) -> dict[str, dict[str, tuple[str, int]]]:
         """How far it is, per topic and author: what the hub goes on from."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from broker.errors import BrokerError, FrameError, TopicError
@@ -60,7 +60,11 @@ class Subscriptions:
         self._repair_timer: asyncio.TimerHandle | None = None
         self._repair_at = 0.0
         self._connected = False
-        self.received = 0
+        self.received = self.repairs = 0
+        self.gap_patience: dict[str, float] = {}
+        """By topic, of those in whose swarm this spoke is: seconds before a gap is asked for."""
+        self.swarm: Callable[[str], Awaitable[None]] = _no_swarm
+        """Returns when the swarm of a topic is heard; set by the spoke."""
 
     # The owner's side of a subscription.
 
@@ -82,6 +86,7 @@ class Subscriptions:
             raise
         self._count += 1
         subscription.tag = str(self._count)
+        subscription.began_at = time.monotonic()
         self._all[subscription] = None
         for pattern in subscription.patterns:
             self._holders.setdefault(pattern, {})[subscription] = None
@@ -146,6 +151,15 @@ class Subscriptions:
         for subscription in list(self._all):
             subscription.finish(None)
 
+    def verdict_counts(self) -> dict[str, int]:
+        """Sequences of all subscriptions by the first part of their verdict's word."""
+        found: dict[str, int] = {}
+        for subscription in self._all:
+            for verdict in subscription.verdicts:
+                word = verdict.word.partition("(")[0]
+                found[word] = found.get(word, 0) + 1
+        return found
+
     # What the link tells.
 
     def on_up(self) -> None:
@@ -195,6 +209,41 @@ class Subscriptions:
                 subscription.receive(topic, author, epoch, seq, events, now)
                 self._woken.add(subscription)
 
+    def wants(self, topic: str) -> bool:
+        return bool(self._route(topic))
+
+    def on_gossip(self, topic: str, author: str, epoch: str, seq: int, messages: list[Message], heard: float) -> None:
+        """Events of the topic's swarm that follow each other in one sequence, which was first heard of at ``heard``."""
+        now = time.monotonic()
+        self.received += len(messages)
+        events = [_new(Event, message) for message in messages]
+        for subscription in self._route(topic):
+            new = subscription.began_at <= heard
+            subscription.receive(topic, author, epoch, seq, events, now, new=new)
+            self._woken.add(subscription)
+
+    def on_swarm_head(self, topic: str, author: str, epoch: str, seq: int, heard: float) -> None:
+        """The newest number of a sequence, as its swarm says; also of an event that is to be had by stream alone."""
+        now = time.monotonic()
+        for subscription in self._route(topic):
+            new = subscription.began_at <= heard
+            subscription.announced(topic, author, epoch, seq, new=new, now=now)
+            self._woken.add(subscription)
+
+    def again(self, topic: str) -> None:
+        """From here on the topic comes by stream alone: the hub goes on from what is known here."""
+        if not self._connected:
+            return
+        now = time.monotonic()
+        for subscription in self._route(topic):
+            subscription.resumed(now)
+            patterns = [pattern for pattern in subscription.patterns if matches(pattern, topic)]
+            self._subscribe(subscription, subscription.positions(), patterns)
+            self._holey.add(subscription)
+            if subscription.paused:
+                self._mind_pauses(patterns)
+        self._mind_holes()
+
     def on_head(self, detail: Any) -> None:
         topic, author, epoch, seq = _place_of(detail, "seq")
         baseline, now = detail.get("baseline") is True, time.monotonic()
@@ -232,10 +281,12 @@ class Subscriptions:
 
     # Inside.
 
-    def _subscribe(self, subscription: Subscription, since: Any) -> None:
-        self._paused.difference_update(subscription.patterns)  # the hub takes a subscribe for a resume
+    def _subscribe(self, subscription: Subscription, since: Any, some: Iterable[str] | None = None) -> None:
+        """``some``: of its patterns; all of them if not given."""
+        wanted = subscription.patterns if some is None else tuple(some)
+        self._paused.difference_update(wanted)  # the hub takes a subscribe for a resume
         groups: dict[tuple[Policy, float], list[str]] = {}
-        for pattern in subscription.patterns:
+        for pattern in wanted:
             groups.setdefault(self._options(pattern), []).append(pattern)
         for (policy, patience), patterns in groups.items():
             for first in range(0, len(patterns), PATTERNS_A_MESSAGE):
@@ -292,8 +343,13 @@ class Subscriptions:
             now = time.monotonic()
             for subscription in list(self._holey):
                 for hole in subscription.wanted(now):
+                    self.repairs += 1
                     self._send("topic.repair", hole.to_json())
             self._mind_holes()
+
+
+async def _no_swarm(topic: str) -> None:
+    raise TopicError(f"{topic}: this spoke does not gossip", code="NO_SWARM")
 
 
 def _place_of_event(topic: str, meta: dict[str, Any]) -> tuple[str, str, int]:

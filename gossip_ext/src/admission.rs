@@ -9,7 +9,9 @@ use iroh::endpoint::{
 use iroh::{EndpointAddr, PublicKey};
 
 use crate::close;
+use crate::gossip::GOSSIP;
 use crate::metrics::Counters;
+use crate::peers::Peers;
 
 /// The sets. Deny beats allow beats open.
 #[derive(Debug, Default)]
@@ -26,6 +28,8 @@ pub struct Sets {
 #[derive(Debug)]
 pub struct Admission {
     sets: RwLock<Sets>,
+    /// Who may gossip, out of those who are not denied.
+    pub peers: Peers,
     counters: Arc<Counters>,
 }
 
@@ -34,6 +38,7 @@ impl Admission {
     pub fn new(sets: Sets, counters: Arc<Counters>) -> Self {
         Self {
             sets: RwLock::new(sets),
+            peers: Peers::default(),
             counters,
         }
     }
@@ -43,7 +48,13 @@ impl Admission {
         *self.sets.write().unwrap_or_else(PoisonError::into_inner) = sets;
     }
 
-    /// The close with which this peer is refused, or `None`.
+    /// The close with which this peer is refused whatever it wants, or `None`.
+    pub fn denial(&self, peer: &PublicKey) -> Option<close::Close> {
+        let sets = self.sets.read().unwrap_or_else(PoisonError::into_inner);
+        sets.deny.contains(peer).then(close::banned)
+    }
+
+    /// The close with which this peer is refused on `alkhub/1`, or `None`.
     pub fn refusal(&self, peer: &PublicKey, incoming: bool) -> Option<close::Close> {
         let sets = self.sets.read().unwrap_or_else(PoisonError::into_inner);
         if sets.deny.contains(peer) {
@@ -70,17 +81,25 @@ impl EndpointHooks for Hook {
     async fn before_connect<'a>(
         &'a self,
         remote: &'a EndpointAddr,
-        _alpn: &'a [u8],
+        alpn: &'a [u8],
     ) -> BeforeConnectOutcome {
-        match self.0.refusal(&remote.id, false) {
-            Some(_) => BeforeConnectOutcome::Reject,
-            None => BeforeConnectOutcome::Accept,
+        let denied = self.0.denial(&remote.id).is_some();
+        // On `alkhub/1` whoever is not denied may be dialled.
+        let may = !denied && (alpn != GOSSIP || self.0.peers.may_dial(&remote.id));
+        match may {
+            true => BeforeConnectOutcome::Accept,
+            false => BeforeConnectOutcome::Reject,
         }
     }
 
     async fn after_handshake<'a>(&'a self, conn: &'a Connection) -> AfterHandshakeOutcome {
         let incoming = conn.side() == Side::Server;
-        let Some(refusal) = self.0.refusal(&conn.remote_id(), incoming) else {
+        let peer = conn.remote_id();
+        let refusal = match conn.alpn() {
+            GOSSIP => self.0.peers.enter(conn, || self.0.denial(&peer)),
+            _ => self.0.refusal(&peer, incoming),
+        };
+        let Some(refusal) = refusal else {
             return AfterHandshakeOutcome::Accept;
         };
         if incoming {

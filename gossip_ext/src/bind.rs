@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use iroh::address_lookup::memory::MemoryLookup;
 use iroh::endpoint::{
-    BindError, IdleTimeout, NetReportConfig, PortmapperConfig, QuicTransportConfig, presets,
+    AckFrequencyConfig, BindError, IdleTimeout, NetReportConfig, PortmapperConfig,
+    QuicTransportConfig, presets,
 };
 use iroh::protocol::{IncomingFilterOutcome, Router};
 use iroh::{RelayMode, RelayUrl, SecretKey};
@@ -13,22 +15,37 @@ use iroh::{RelayMode, RelayUrl, SecretKey};
 use crate::admission::{Admission, Hook, Sets};
 use crate::close;
 use crate::error::{Error, Result};
+use crate::gossip::{GOSSIP, Gossip, Handler};
 use crate::hub::{ALPN, Core, Framed, Options};
 use crate::inbox::Inbox;
 use crate::metrics::Counters;
+use crate::watchdog;
 
 /// What a peer may have sent on a stream that this side has not read. With SEND_WINDOW it is what lies beyond the lanes
 /// when a reader is slow; at 1 MiB a path of 50 ms still carries 20 MB/s.
 const STREAM_WINDOW: u32 = 1024 * 1024;
 
-/// The same for all streams of a connection: gossip's (later) beside ours.
+/// The same for all streams of a connection: gossip has one a topic, alkhub/1 has one.
 const RECEIVE_WINDOW: u32 = 2 * 1024 * 1024;
 
 /// What QUIC holds of this side's bytes until they are acknowledged.
 const SEND_WINDOW: u64 = 1024 * 1024;
 
+/// Packets that a peer may get without saying so at once. At QUIC's own 1 every other call costs a packet more. Below
+/// what QUIC sends first and does not wait for acknowledgements of (10 packets), so that nothing stalls on it.
+const UNACKED: u32 = 6;
+
+/// The longest that it may keep silent all the same: after a loss QUIC sends 2 packets at a time until they are
+/// acknowledged.
+const ACK_DELAY: Duration = Duration::from_millis(5);
+
 /// One stream is the protocol; a second must be seen to be refused with a reason, and not just blocked.
 const BIDI_STREAMS: u32 = 2;
+
+/// iroh-gossip opens a unidirectional stream a topic and peer, and one that cannot be opened holds up all its topics: so
+/// many topics may two peers have in common, and some that are being left. It costs nothing until streams are opened; on
+/// `alkhub/1` the first one ends the connection.
+const UNI_STREAMS: u32 = 1024;
 
 /// Unreliable events that QUIC holds in each direction: about 200 of the size that fits.
 const DATAGRAM_BUFFER: usize = 256 * 1024;
@@ -57,6 +74,16 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// For the connections.
     pub options: Options,
+    /// Of a gossip message; `None`: no gossip.
+    pub gossip_message_bytes: Option<usize>,
+}
+
+fn acks() -> AckFrequencyConfig {
+    let mut config = AckFrequencyConfig::default();
+    config
+        .ack_eliciting_threshold(UNACKED.into())
+        .max_ack_delay(Some(ACK_DELAY));
+    config
 }
 
 fn transport(idle_timeout: Duration) -> Result<QuicTransportConfig> {
@@ -70,7 +97,9 @@ fn transport(idle_timeout: Duration) -> Result<QuicTransportConfig> {
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(RECEIVE_WINDOW.into())
         .send_window(SEND_WINDOW)
+        .ack_frequency_config(Some(acks()))
         .max_concurrent_bidi_streams(BIDI_STREAMS.into())
+        .max_concurrent_uni_streams(UNI_STREAMS.into())
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
         .datagram_send_buffer_size(DATAGRAM_BUFFER)
         .build())
@@ -85,8 +114,9 @@ pub async fn bind(settings: Settings) -> Result<(Arc<Core>, Router)> {
         ..Sets::default()
     };
     let admission = Arc::new(Admission::new(sets, counters.clone()));
+    let lookup = MemoryLookup::new();
     let mut builder = iroh::Endpoint::builder(presets::Minimal)
-        .secret_key(settings.secret)
+        .secret_key(settings.secret.clone())
         .transport_config(transport(settings.idle_timeout)?)
         .hooks(Hook(admission.clone()))
         .clear_ip_transports()
@@ -100,20 +130,39 @@ pub async fn bind(settings: Settings) -> Result<(Arc<Core>, Router)> {
     } else {
         builder.relay_mode(RelayMode::custom(settings.relay_urls))
     };
+    if settings.gossip_message_bytes.is_some() {
+        builder = builder.address_lookup(lookup.clone());
+    }
     let endpoint = builder
         .bind()
         .await
         .map_err(|error| bind_error(settings.bind, &error))?;
+    let gossip = settings.gossip_message_bytes.map(|message_bytes| {
+        let (endpoint, secret) = (endpoint.clone(), settings.secret);
+        let (admission, counters) = (admission.clone(), counters.clone());
+        Arc::new(Gossip::start(
+            endpoint,
+            secret,
+            message_bytes,
+            lookup,
+            admission,
+            counters,
+        ))
+    });
     let core = Arc::new(Core::new(
         endpoint.clone(),
         inbox,
         counters,
         admission,
         settings.options,
+        gossip.clone(),
     ));
-    let router = Router::builder(endpoint);
+    let mut router = Router::builder(endpoint);
+    if let Some(gossip) = gossip {
+        router = router.accept(GOSSIP, Handler(gossip.overlay.clone()));
+        tokio::spawn(watchdog::run(Arc::downgrade(&core)));
+    }
     let router = if settings.accept {
-        // `/iroh-gossip/1` joins here.
         router.accept(ALPN, Framed(core.clone()))
     } else {
         router.incoming_filter(Arc::new(|_| IncomingFilterOutcome::Reject))
@@ -140,8 +189,14 @@ fn bind_error(address: SocketAddr, error: &BindError) -> Error {
     )
 }
 
-/// Ends every connection with code 1 and closes the socket.
+/// Leaves every swarm, ends every connection with code 1 and closes the socket.
 pub async fn close(core: Arc<Core>, router: Router) {
+    let gossip = core.gossip();
+    let leaving = tokio::spawn(async move {
+        if let Some(gossip) = gossip {
+            gossip.close().await;
+        }
+    });
     let ends: Vec<_> = core
         .links()
         .into_iter()
@@ -151,6 +206,7 @@ pub async fn close(core: Arc<Core>, router: Router) {
         // A task of ours that panicked has nothing left to end.
         let _ = end.await;
     }
+    let _ = leaving.await;
     let bound = core.endpoint().map(|endpoint| endpoint.bound_sockets());
     // It fails only when the router's task panicked, and then there is nothing left to shut down.
     let _ = router.shutdown().await;

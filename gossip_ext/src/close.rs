@@ -25,6 +25,8 @@ pub const BANNED: u32 = 33;
 pub const SECOND_STREAM: u32 = 36;
 /// No stream or no first frame in time.
 pub const NO_STREAM: u32 = 37;
+/// A gossip neighbour that does not read.
+pub const SLOW_CONSUMER: u32 = 38;
 /// A frame was not whole in time.
 pub const SLOW_FRAME: u32 = 39;
 
@@ -63,6 +65,46 @@ pub fn not_admitted(peer: &PublicKey) -> Close {
 /// The peer is in the deny set.
 pub fn banned() -> Close {
     Close::new(BANNED, "banned: this NodeId is on this node's deny list")
+}
+
+/// The peer is not in the peers set.
+pub fn no_peer(peer: &PublicKey) -> Close {
+    Close::new(
+        NOT_ADMITTED,
+        format!("not admitted: NodeId {peer} is not among the peers that this node gossips with"),
+    )
+}
+
+/// The peer was in the peers set.
+pub fn unpeered() -> Close {
+    Close::new(
+        BANNED,
+        "removed: this NodeId is no longer among the peers that this node gossips with",
+    )
+}
+
+/// The peer sent too much that does not hold.
+pub fn shunned() -> Close {
+    Close::new(
+        BANNED,
+        "shunned: too many batches that came from this NodeId first hand do not hold",
+    )
+}
+
+/// Newer connections with the same peer have taken its place, or nobody uses it.
+pub fn unused() -> Close {
+    Close::new(NORMAL, "this gossip connection is not used any more")
+}
+
+/// The peer does not answer, or takes nothing, and holds up every swarm of this node.
+pub fn stalled(silent: Duration) -> Close {
+    Close::new(
+        SLOW_CONSUMER,
+        format!(
+            "this peer takes no gossip and holds up everybody else's (last heard {:.1} s ago)",
+            silent.as_secs_f64()
+        ),
+    )
 }
 
 /// A frame against the rules.

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use crate::close::Close;
 use crate::metrics::Counter;
 use crate::outbox::{Outbox, Push, Shared};
-use crate::runtime;
+use crate::runtime::{self, Writer};
 
 /// How long a close waits for the peer's QUIC to acknowledge what CALLS held. A LAN needs 1 ms, a far relay 300 ms; a
 /// peer that does not read must not keep a connection for longer.
@@ -28,7 +28,7 @@ pub enum Sent {
     Gone,
 }
 
-/// A connection's share of the inbox.
+/// A connection's share of the inbox, or a swarm's.
 #[derive(Debug)]
 pub struct InboxShare {
     bytes: AtomicUsize,
@@ -39,6 +39,16 @@ pub struct InboxShare {
 }
 
 impl InboxShare {
+    /// With nothing undrained.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            bytes: AtomicUsize::new(0),
+            limit,
+            room: Notify::new(),
+            item: AtomicU64::new(0),
+        }
+    }
+
     /// Undrained bytes.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Acquire)
@@ -56,6 +66,11 @@ impl InboxShare {
         if before > border && before - cost <= border {
             self.room.notify_one();
         }
+    }
+
+    /// What may still be read.
+    pub fn left(&self) -> usize {
+        self.limit.saturating_sub(self.bytes())
     }
 
     /// Whether the reader must stop.
@@ -90,6 +105,8 @@ pub struct Link {
     pub frames_in: Counter,
     /// Frames handed to QUIC.
     pub frames_out: Counter,
+    /// Congestion events that were seen (overview.rs).
+    pub congestion: AtomicU64,
     outbox: Mutex<Outbox>,
     written: Notify,
     dirty: AtomicBool,
@@ -117,15 +134,11 @@ impl Link {
             peer: quic.remote_id(),
             incoming,
             quic,
-            inbox: InboxShare {
-                bytes: AtomicUsize::new(0),
-                limit: bounds.inbox,
-                room: Notify::new(),
-                item: AtomicU64::new(0),
-            },
+            inbox: InboxShare::new(bounds.inbox),
             count_only: AtomicBool::new(false),
             frames_in: Counter::default(),
             frames_out: Counter::default(),
+            congestion: AtomicU64::new(0),
             outbox: Mutex::new(Outbox::new(bounds.calls, bounds.topics)),
             written: Notify::new(),
             dirty: AtomicBool::new(false),
@@ -171,17 +184,6 @@ impl Link {
         self.queue(|outbox| outbox.push_shared(shared))
     }
 
-    /// True when this call made it dirty.
-    pub fn mark_dirty(&self) -> bool {
-        !self.dirty.swap(true, Ordering::AcqRel)
-    }
-
-    /// Lets the writer look at the lanes.
-    pub fn wake_writer(&self) {
-        self.dirty.store(false, Ordering::Release);
-        self.written.notify_one();
-    }
-
     /// Returns when the lanes may hold something.
     pub async fn writable(&self) {
         self.written.notified().await;
@@ -220,5 +222,16 @@ impl Link {
         // Too late is no matter: the close below ends it either way.
         let _ = tokio::time::timeout(FLUSH_LIMIT, self.flushed.notified()).await;
         self.abort(close);
+    }
+}
+
+impl Writer for Link {
+    fn mark_dirty(&self) -> bool {
+        !self.dirty.swap(true, Ordering::AcqRel)
+    }
+
+    fn wake_writer(&self) {
+        self.dirty.store(false, Ordering::Release);
+        self.written.notify_one();
     }
 }

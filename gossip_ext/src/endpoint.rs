@@ -1,6 +1,6 @@
 //! The Python face of one endpoint: arguments in, errors out, and nothing else.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use iroh::endpoint::SendDatagramError;
 use iroh::protocol::Router;
-use iroh::{EndpointAddr, RelayUrl, TransportAddr};
+use iroh::{EndpointAddr, PublicKey, RelayUrl, TransportAddr};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
@@ -21,9 +21,12 @@ use crate::close::{self, Close};
 use crate::connection::{Bounds, Link, Sent};
 use crate::error::{Error, Result};
 use crate::fanout::Group;
+use crate::gossip::MESSAGE_BYTES;
 use crate::hub::{Core, Options};
 use crate::outbox::{CALLS, TOPICS};
+use crate::overview::Overview;
 use crate::stats::ConnectionStats;
+use crate::swarm::{Join, Swarm};
 use crate::{keys, runtime};
 
 /// Seconds from Python as a duration.
@@ -44,6 +47,10 @@ fn parse_all<T: FromStr<Err: std::fmt::Display>>(what: &str, texts: &[String]) -
             .map_err(|error| Error::Value(format!("not {what}: {text:?} ({error})")))
     };
     texts.iter().map(parse).collect()
+}
+
+fn public_set(ids: &[String]) -> Result<HashSet<PublicKey>> {
+    ids.iter().map(|id| keys::public(id)).collect()
 }
 
 fn check_payload(payload: &[u8], options: &Options) -> Result<()> {
@@ -75,6 +82,16 @@ pub fn payloads<'py>(
     Ok(payloads)
 }
 
+/// Where a peer can be dialled.
+fn address(node_id: &str, addrs: &[String], relay_urls: &[String]) -> Result<EndpointAddr> {
+    let ips = parse_all("ip:port", addrs)?
+        .into_iter()
+        .map(TransportAddr::Ip);
+    let relays = parse_all::<RelayUrl>("a relay URL", relay_urls)?;
+    let places = ips.chain(relays.into_iter().map(TransportAddr::Relay));
+    Ok(EndpointAddr::from_parts(keys::public(node_id)?, places))
+}
+
 /// One UDP socket, one identity, a router for every ALPN.
 #[pyclass(frozen, module = "broker._gossip_ext")]
 #[derive(Debug)]
@@ -90,6 +107,7 @@ impl Endpoint {
         secret, *, bind="127.0.0.1:0", relay_urls=Vec::new(), accept=false, open=false,
         max_frame_bytes=1_048_576, calls_queue_bytes=8_388_608, topics_queue_bytes=1_048_576,
         inbox_bytes=4_194_304, open_timeout=10.0, frame_timeout=30.0, idle_timeout=15.0,
+        gossip_message_bytes=0,
     ))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn bind(
@@ -106,11 +124,21 @@ impl Endpoint {
         open_timeout: f64,
         frame_timeout: f64,
         idle_timeout: f64,
+        gossip_message_bytes: usize,
     ) -> Result<Self> {
         if u32::try_from(max_frame_bytes).is_err() || max_frame_bytes == 0 {
             return Err(Error::value("max_frame_bytes must be 1 to 4294967295"));
         }
+        let gossips = gossip_message_bytes != 0;
+        if gossips && !MESSAGE_BYTES.contains(&gossip_message_bytes) {
+            return Err(Error::Value(format!(
+                "gossip_message_bytes must be 0 or {} to {}, not {gossip_message_bytes}",
+                MESSAGE_BYTES.start(),
+                MESSAGE_BYTES.end()
+            )));
+        }
         let settings = Settings {
+            gossip_message_bytes: gossips.then_some(gossip_message_bytes),
             secret: keys::secret(secret)?,
             bind: SocketAddr::from_str(bind)
                 .map_err(|error| Error::Value(format!("bind: not ip:port: {bind:?} ({error})")))?,
@@ -190,12 +218,7 @@ impl Endpoint {
         relay_urls: Vec<String>,
         timeout: f64,
     ) -> Result<()> {
-        let ips = parse_all("ip:port", &addrs)?
-            .into_iter()
-            .map(TransportAddr::Ip);
-        let relays = parse_all::<RelayUrl>("a relay URL", &relay_urls)?;
-        let places = ips.chain(relays.into_iter().map(TransportAddr::Relay));
-        let addr = EndpointAddr::from_parts(keys::public(node_id)?, places);
+        let addr = address(node_id, &addrs, &relay_urls)?;
         let limit = seconds("timeout", timeout)?;
         self.check_open()?;
         runtime::runtime()?.spawn(self.core.clone().dial(token, addr, limit));
@@ -282,10 +305,11 @@ impl Endpoint {
 
     #[pyo3(signature = (*, open, allow, deny))]
     fn admit(&self, open: bool, allow: Vec<String>, deny: Vec<String>) -> Result<Vec<u64>> {
-        let parse = |ids: &[String]| ids.iter().map(|id| keys::public(id)).collect::<Result<_>>();
-        let (allow, deny) = (parse(&allow)?, parse(&deny)?);
+        let (allow, deny) = (public_set(&allow)?, public_set(&deny)?);
         let admission = &self.core.admission;
         admission.replace(Sets { open, allow, deny });
+        let cut = admission.peers.cut_denied(|peer| admission.denial(peer));
+        self.core.counters.gossip_cut.add(cut as u64);
         let mut ended = Vec::new();
         for link in self.core.links() {
             if let Some(refusal) = admission.refusal(&link.peer, link.incoming) {
@@ -297,10 +321,74 @@ impl Endpoint {
         Ok(ended)
     }
 
+    #[pyo3(signature = (add, remove=Vec::new(), *, full=false))]
+    fn admit_peers(&self, add: Vec<String>, remove: Vec<String>, full: bool) -> Result<()> {
+        let (add, remove) = (public_set(&add)?, public_set(&remove)?);
+        let cut = self.core.admission.peers.admit(add, &remove, full);
+        self.core.counters.gossip_cut.add(cut as u64);
+        Ok(())
+    }
+
+    #[pyo3(signature = (node_id, addrs, relay_urls=Vec::new()))]
+    fn learn(&self, node_id: &str, addrs: Vec<String>, relay_urls: Vec<String>) -> Result<()> {
+        let addr = address(node_id, &addrs, &relay_urls)?;
+        if let Some(gossip) = self.core.gossip() {
+            gossip.learn(addr);
+        }
+        Ok(())
+    }
+
+    #[pyo3(signature = (
+        topic, id, peers, *, hubs=Vec::new(), authors=None, inbox_bytes=4_194_304, keep_bytes=1_048_576,
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
+    fn join(
+        &self,
+        topic: String,
+        id: Vec<u8>,
+        peers: Vec<String>,
+        hubs: Vec<String>,
+        authors: Option<Vec<String>>,
+        inbox_bytes: usize,
+        keep_bytes: usize,
+    ) -> Result<Swarm> {
+        self.check_open()?;
+        let gossip = self.core.gossip().ok_or(Error::NoGossip)?;
+        let join = Join {
+            topic,
+            id,
+            peers,
+            hubs,
+            authors,
+            inbox_bytes,
+            keep_bytes,
+        };
+        Swarm::join(&self.core, gossip, join)
+    }
+
+    fn overview(&self, rtt_bounds: Vec<f64>) -> Overview {
+        Overview::read(&self.core, &rtt_bounds)
+    }
+
     fn counters(&self) -> HashMap<&'static str, u64> {
         let socket = &self.core.socket;
         let mut totals: HashMap<_, _> = self.core.counters.read().into_iter().collect();
+        if let Some(gossip) = self.core.gossip() {
+            totals.extend(gossip.counters());
+        }
         totals.extend([
+            (
+                "gossip_connections",
+                self.core.admission.peers.count() as u64,
+            ),
+            ("connections_opened", socket.num_conns_opened.get()),
+            ("connections_closed", socket.num_conns_closed.get()),
+            ("udp_datagrams_in", socket.recv_datagrams.get()),
+            ("udp_batches_in", socket.recv_gro_datagrams.get()),
+            ("holepunch_attempts", socket.holepunch_attempts.get()),
+            ("relay_connects", socket.relay_conns_success.get()),
+            ("relay_connects_failed", socket.relay_conns_failed.get()),
+            ("relay_disconnects", socket.relay_conns_closed.get()),
             ("relay_bytes_in", socket.recv_data_relay.get()),
             ("relay_bytes_out", socket.send_relay.get()),
             (

@@ -26,6 +26,8 @@ pub enum Error {
     Closed,
     /// `drive` is running on another thread.
     Busy,
+    /// Bound without gossip.
+    NoGossip,
     /// The operating system refused something that is not an address.
     Os(std::io::Error),
 }
@@ -60,6 +62,9 @@ impl From<Error> for PyErr {
             Error::Datagram { size, limit } => too_large(size, limit),
             Error::Closed => Closed::new_err("the endpoint is closed"),
             Error::Busy => PyRuntimeError::new_err("drive() is already running on another thread"),
+            Error::NoGossip => PyRuntimeError::new_err(
+                "this endpoint does not gossip: bind it with gossip_message_bytes",
+            ),
             Error::Os(error) => PyOSError::new_err((error.raw_os_error(), error.to_string())),
         }
     }

@@ -20,11 +20,14 @@ impl AsRawFd for Borrowed {
     }
 }
 
+/// A descriptor that is watched for readability.
+pub type Watch = AsyncFd<Borrowed>;
+
 /// Watches a descriptor for readability.
-pub fn watch(fd: RawFd) -> io::Result<AsyncFd<Borrowed>> {
-    // SAFETY: it must stay open and the same file while it is watched. The contract of `drive` puts that on its caller, and
-    // the watch lasts for one call. A caller that breaks it (closes its selector on another thread meanwhile) gets a
-    // missed or a needless wake-up from epoll: nothing is read or written through the descriptor.
+pub fn watch(fd: RawFd) -> io::Result<Watch> {
+    // SAFETY: it must stay open and the same file while it is watched. The contract of `drive` puts that on its caller: for
+    // one call, or, if it was to be kept, until `forget`. A caller that breaks it (closes its selector on another thread
+    // meanwhile) gets a missed or a needless wake-up from epoll: nothing is read or written through the descriptor.
     let watched = unsafe { AsyncFd::register_with_interest(Borrowed(fd), Interest::READABLE) };
     watched.map_err(io::Error::from)
 }

@@ -17,8 +17,10 @@ use crate::admission::Admission;
 use crate::close::{self, Close};
 use crate::connection::{Bounds, Link};
 use crate::frame::{Decoder, HEADER};
+use crate::gossip::Gossip;
 use crate::inbox::{Inbox, Item};
 use crate::metrics::Counters;
+use crate::overview::{Quic, Reading};
 use crate::stream;
 
 /// The protocol of framed streams.
@@ -60,7 +62,13 @@ pub struct Core {
     pub closed: AtomicBool,
     /// Until close: the UDP socket is closed only when the last clone is dropped, and Python may hold this for longer.
     endpoint: Mutex<Option<iroh::Endpoint>>,
+    /// Until close, for the same reason; `None` also when it does not gossip.
+    gossip: Mutex<Option<Arc<Gossip>>>,
     links: Mutex<HashMap<u64, Arc<Link>>>,
+    /// What QUIC counted of connections that are no more in `links`. Under its lock.
+    ended: Mutex<Quic>,
+    /// The totals that were last shown, by protocol.
+    pub shown: Mutex<[Quic; 2]>,
     next_id: AtomicU64,
     silent: AtomicUsize,
 }
@@ -73,8 +81,10 @@ impl Core {
         counters: Arc<Counters>,
         admission: Arc<Admission>,
         options: Options,
+        gossip: Option<Arc<Gossip>>,
     ) -> Self {
         Self {
+            gossip: Mutex::new(gossip),
             id: endpoint.id(),
             socket: endpoint.metrics().socket.clone(),
             endpoint: Mutex::new(Some(endpoint)),
@@ -84,6 +94,8 @@ impl Core {
             options,
             closed: AtomicBool::new(false),
             links: Mutex::default(),
+            ended: Mutex::default(),
+            shown: Mutex::default(),
             next_id: AtomicU64::new(1),
             silent: AtomicUsize::new(0),
         }
@@ -99,10 +111,23 @@ impl Core {
         endpoint.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Gossip; `None` after close, and without gossip_message_bytes.
+    pub fn gossip(&self) -> Option<Arc<Gossip>> {
+        let gossip = self.gossip.lock();
+        gossip.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Lets go of the socket.
     pub fn release(&self) {
         let endpoint = self.endpoint.lock();
         *endpoint.unwrap_or_else(PoisonError::into_inner) = None;
+        let gossip = self.gossip.lock();
+        *gossip.unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// An id for a connection or a swarm.
+    pub fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
     /// A live connection.
@@ -115,9 +140,21 @@ impl Core {
         self.lock().values().cloned().collect()
     }
 
+    /// Every live connection, and what QUIC counted of the others.
+    pub fn links_and_ended(&self) -> (Vec<Arc<Link>>, Quic) {
+        let links = self.lock();
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        (links.values().cloned().collect(), *ended)
+    }
+
     /// It has ended.
-    pub fn forget(&self, id: u64) {
-        self.lock().remove(&id);
+    pub fn forget(&self, link: &Link) {
+        let last = Reading::of(&link.quic, &link.congestion).quic;
+        let mut links = self.lock();
+        if links.remove(&link.id).is_some() {
+            let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+            ended.add(&last);
+        }
     }
 
     /// A connection is usable from here on. None when the endpoint closed meanwhile.
@@ -129,7 +166,7 @@ impl Core {
         decoder: Decoder,
         token: Option<i64>,
     ) -> bool {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = self.next_id();
         let link = Link::new(id, quic, token.is_none(), self.options.bounds);
         {
             // Under the lock: close() sets the flag first and then takes what is in the map.

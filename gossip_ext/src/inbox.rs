@@ -6,15 +6,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use iroh::PublicKey;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::batch::epoch_text;
 use crate::close::Ended;
 use crate::connection::Link;
 use crate::error::Result;
 use crate::metrics::Counters;
 use crate::runtime;
+use crate::swarm::Shared;
 
 /// Item kinds, the first member of each tuple.
 pub const OPENED: u8 = 0;
@@ -28,6 +31,16 @@ pub const DRAINED: u8 = 3;
 pub const DIAL_FAILED: u8 = 4;
 /// One datagram.
 pub const DATAGRAM: u8 = 5;
+/// A swarm's neighbour came or went.
+pub const NEIGHBOUR: u8 = 6;
+/// Events of one author, by gossip.
+pub const BATCH: u8 = 7;
+/// An author's newest number, by gossip.
+pub const HEAD: u8 = 8;
+/// Gossip overran the program.
+pub const LAGGED: u8 = 9;
+/// A swarm that refused has room.
+pub const SWARM_DRAINED: u8 = 10;
 
 /// Bytes of frames that one drain hands out: some ms of Python work, so that timers and other callbacks get their turn.
 const DRAIN_BYTES: usize = 4 * 1024 * 1024;
@@ -89,6 +102,51 @@ pub enum Item {
         /// Its payload.
         payload: Bytes,
     },
+    /// Something from a swarm.
+    Swarm {
+        /// Whose.
+        swarm: Arc<Shared>,
+        /// What.
+        told: Told,
+        /// What it counts against the swarm's inbox_bytes.
+        cost: usize,
+    },
+}
+
+/// What a swarm tells.
+#[derive(Debug)]
+pub enum Told {
+    /// A neighbour came or went.
+    Neighbour {
+        /// It.
+        peer: PublicKey,
+        /// Whether it came.
+        up: bool,
+    },
+    /// Events of one author, by number; those above the message limit are missing.
+    Batch {
+        /// Whose.
+        author: PublicKey,
+        /// Of the sequence.
+        epoch: u64,
+        /// Of the first.
+        first: u64,
+        /// Whole messages.
+        frames: Vec<Option<Bytes>>,
+    },
+    /// An author's newest number.
+    Head {
+        /// Whose.
+        author: PublicKey,
+        /// Of the sequence.
+        epoch: u64,
+        /// The number.
+        seq: u64,
+    },
+    /// Batches are gone.
+    Lagged,
+    /// There is room again.
+    Drained,
 }
 
 #[derive(Debug, Default)]
@@ -223,7 +281,7 @@ impl Inbox {
         while bytes < DRAIN_BYTES
             && let Some(item) = state.items.pop_front()
         {
-            if let Item::Frames { cost, .. } = &item {
+            if let Item::Frames { cost, .. } | Item::Swarm { cost, .. } = &item {
                 bytes += cost;
             }
             out.push(item);
@@ -274,5 +332,45 @@ fn convert(py: Python<'_>, item: Item) -> PyResult<Bound<'_, PyTuple>> {
             link.inbox.release(payload.len() + FRAME_COST);
             (DATAGRAM, link.id, PyBytes::new(py, &payload)).into_pyobject(py)
         }
+        Item::Swarm { swarm, told, cost } => {
+            let tuple = convert_told(py, &swarm, told);
+            swarm.inbox.release(cost);
+            tuple
+        }
+    }
+}
+
+fn convert_told<'py>(py: Python<'py>, swarm: &Shared, told: Told) -> PyResult<Bound<'py, PyTuple>> {
+    let id = swarm.id;
+    match told {
+        Told::Neighbour { peer, up } => (NEIGHBOUR, id, peer.to_string(), up).into_pyobject(py),
+        Told::Batch {
+            author,
+            epoch,
+            first,
+            frames,
+        } => {
+            let frames = frames
+                .iter()
+                .map(|frame| frame.as_ref().map(|frame| PyBytes::new(py, frame)));
+            let list = PyList::new(py, frames.collect::<Vec<_>>())?;
+            (
+                BATCH,
+                id,
+                author.to_string(),
+                epoch_text(epoch),
+                first,
+                list,
+            )
+                .into_pyobject(py)
+        }
+        Told::Head { author, epoch, seq } => {
+            (HEAD, id, author.to_string(), epoch_text(epoch), seq).into_pyobject(py)
+        }
+        Told::Lagged => {
+            swarm.lag_told();
+            (LAGGED, id).into_pyobject(py)
+        }
+        Told::Drained => (SWARM_DRAINED, id).into_pyobject(py),
     }
 }

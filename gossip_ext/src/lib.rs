@@ -4,27 +4,44 @@
 #![deny(unsafe_code)]
 
 mod admission;
+mod batch;
+mod batch_py;
 mod bind;
+mod broadcast;
+mod chain;
 mod close;
 mod connection;
 mod endpoint;
 mod error;
+mod event;
 mod fanout;
 mod fd;
 mod frame;
+mod gossip;
 mod hub;
 mod inbox;
+mod kept;
 mod keys;
 mod metrics;
+mod opening;
 mod outbox;
+mod overview;
+mod peers;
+mod receive;
+mod run;
 mod runtime;
 mod signal;
+mod spin;
 mod stats;
 mod stream;
+mod swarm;
+mod watchdog;
 
 /// The module.
 #[pyo3::pymodule]
 mod _gossip_ext {
+    #[pymodule_export]
+    use crate::batch_py::{open_batch, topic_id};
     #[pymodule_export]
     use crate::endpoint::Endpoint;
     #[pymodule_export]
@@ -32,9 +49,13 @@ mod _gossip_ext {
     #[pymodule_export]
     use crate::keys::{generate_secret, node_id, sign, verify};
     #[pymodule_export]
-    use crate::runtime::{drive, start_thread};
+    use crate::overview::Overview;
+    #[pymodule_export]
+    use crate::runtime::{drive, forget, runtime_stats, start_thread};
     #[pymodule_export]
     use crate::stats::ConnectionStats;
+    #[pymodule_export]
+    use crate::swarm::Swarm;
 
     use crate::{inbox, outbox};
 
@@ -50,6 +71,16 @@ mod _gossip_ext {
     const DIAL_FAILED: u8 = inbox::DIAL_FAILED;
     #[pymodule_export]
     const DATAGRAM: u8 = inbox::DATAGRAM;
+    #[pymodule_export]
+    const NEIGHBOUR: u8 = inbox::NEIGHBOUR;
+    #[pymodule_export]
+    const BATCH: u8 = inbox::BATCH;
+    #[pymodule_export]
+    const HEAD: u8 = inbox::HEAD;
+    #[pymodule_export]
+    const LAGGED: u8 = inbox::LAGGED;
+    #[pymodule_export]
+    const SWARM_DRAINED: u8 = inbox::SWARM_DRAINED;
     #[pymodule_export]
     const CALLS: usize = outbox::CALLS;
     #[pymodule_export]

@@ -1,4 +1,4 @@
-//! Totals of one endpoint since it was bound.
+//! Totals of one endpoint since it was bound, and of one swarm since it was joined.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,14 +24,14 @@ impl Counter {
 }
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// What `Endpoint.counters` reports, by these names.
+    ($(#[$what:meta])* $group:ident { $($(#[$doc:meta])* $name:ident,)* }) => {
+        $(#[$what])*
         #[derive(Debug, Default)]
-        pub struct Counters {
+        pub struct $group {
             $($(#[$doc])* pub $name: Counter,)*
         }
 
-        impl Counters {
+        impl $group {
             /// Every counter with its name.
             pub fn read(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name.get()),)*]
@@ -41,40 +41,97 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Incoming connections that were admitted.
-    accepted,
-    /// Outgoing connections that were made.
-    dialled,
-    /// Closed with 32.
-    refused_not_admitted,
-    /// Closed with 33.
-    refused_banned,
-    /// Frames against the rules: 16, 17, 18.
-    bad_frames,
-    /// Closed with 37.
-    stream_timeouts,
-    /// Closed with 39.
-    frame_timeouts,
-    /// Closed with 36.
-    second_streams,
-    /// Frames read.
-    frames_in,
-    /// Frames handed to QUIC.
-    frames_out,
-    /// Stream bytes read, headers included.
-    bytes_in,
-    /// Stream bytes handed to QUIC, headers included.
-    bytes_out,
-    /// Times that the inbox went from empty to not empty.
-    wakeups,
-    /// Items handed to Python.
-    drained_items,
-    /// Sends refused because a lane was full, one for each member of a group.
-    lane_full,
-    /// Datagrams put in the inbox.
-    datagrams_in,
-    /// Datagrams handed to QUIC.
-    datagrams_out,
-    /// Datagrams dropped here because Python was behind.
-    datagrams_dropped,
+    /// What `Endpoint.counters` reports, by these names.
+    Counters {
+        /// Incoming connections that were admitted.
+        accepted,
+        /// Outgoing connections that were made.
+        dialled,
+        /// Closed with 32.
+        refused_not_admitted,
+        /// Closed with 33.
+        refused_banned,
+        /// Frames against the rules: 16, 17, 18.
+        bad_frames,
+        /// Closed with 37.
+        stream_timeouts,
+        /// Closed with 39.
+        frame_timeouts,
+        /// Closed with 36.
+        second_streams,
+        /// Frames read.
+        frames_in,
+        /// Frames handed to QUIC.
+        frames_out,
+        /// Stream bytes read, headers included.
+        bytes_in,
+        /// Stream bytes handed to QUIC, headers included.
+        bytes_out,
+        /// Times that the inbox went from empty to not empty.
+        wakeups,
+        /// Items handed to Python.
+        drained_items,
+        /// Sends refused because a lane was full, one for each member of a group.
+        lane_full,
+        /// Datagrams put in the inbox.
+        datagrams_in,
+        /// Datagrams handed to QUIC.
+        datagrams_out,
+        /// Datagrams dropped here because Python was behind.
+        datagrams_dropped,
+        /// Dials of ours for gossip that came to nothing.
+        gossip_dials_failed,
+        /// Gossip connections ended because their peer was removed, denied or shunned.
+        gossip_cut,
+        /// Gossip connections ended because their peer held up everybody else.
+        gossip_stalled,
+        /// Gossip connections ended because nobody used them.
+        gossip_unused,
+    }
+}
+
+counters! {
+    /// What `Swarm.counters` reports, by these names, beside what is now.
+    Totals {
+        /// Batches broadcast.
+        batches_out,
+        /// Events in them.
+        events_out,
+        /// Of these, by reference.
+        references_out,
+        /// Heads broadcast.
+        heads_out,
+        /// Batches that held, and were new.
+        batches_in,
+        /// Events in them.
+        events_in,
+        /// Heads that held.
+        heads_in,
+        /// Bytes of messages received, whatever they were.
+        bytes_in,
+        /// Bytes of batches and heads broadcast.
+        bytes_out,
+        /// Times that gossip overran us.
+        lagged,
+        /// Not a batch.
+        malformed,
+        /// A batch of another topic.
+        wrong_topic,
+        /// Its signature does not hold.
+        bad_signature,
+        /// Signed by somebody who may not.
+        not_allowed,
+        /// It does not continue the signer's chain.
+        bad_chain,
+        /// Seen before, or of an epoch that is over.
+        stale,
+        /// More than an author may send.
+        over_rate,
+        /// Neighbours that came.
+        neighbours_up,
+        /// Neighbours that went.
+        neighbours_down,
+        /// Publishes refused because the queue was full.
+        publish_full,
+    }
 }

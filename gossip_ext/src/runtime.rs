@@ -3,19 +3,21 @@
 //! It is a current_thread runtime: measured, one thread beat two in latency and throughput (docs/decisions), and it is
 //! what lets asyncio and tokio share a thread. A fork after first use is not supported.
 
-use std::os::fd::RawFd;
+use std::collections::HashMap;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
+use tokio::io::Interest;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
-use crate::connection::Link;
 use crate::error::{Error, Result};
-use crate::fd;
-use crate::signal;
+use crate::fd::{self, Watch};
+use crate::{signal, spin};
 
 static RUNTIME: OnceLock<std::result::Result<Runtime, String>> = OnceLock::new();
 /// `drive` is running; `drive` is how this process runs the runtime.
@@ -29,8 +31,16 @@ static THREAD: AtomicBool = AtomicBool::new(false);
 static NEWS: AtomicBool = AtomicBool::new(false);
 static ARRIVED: Notify = Notify::const_new();
 
-/// Connections whose writer has something new. One entry a connection at most (its flag sees to that).
-static DIRTY: Mutex<Vec<Arc<Link>>> = Mutex::new(Vec::new());
+/// Something with a writer task on the runtime: a connection, a swarm.
+pub trait Writer: Send + Sync {
+    /// True when this call made it dirty.
+    fn mark_dirty(&self) -> bool;
+    /// Lets the writer look at its queue.
+    fn wake_writer(&self);
+}
+
+/// Connections and swarms whose writer has something new. One entry each at most (its flag sees to that).
+static DIRTY: Mutex<Vec<Arc<dyn Writer>>> = Mutex::new(Vec::new());
 static DIRTY_ADDED: Notify = Notify::const_new();
 
 /// The runtime, started on first use.
@@ -49,7 +59,7 @@ pub fn runtime() -> Result<&'static Runtime> {
         .map_err(|text| Error::Os(std::io::Error::other(text.clone())))
 }
 
-/// Waking a task from another thread costs a system call each. So senders only note the connection, one wake-up serves
+/// Waking a task from another thread costs a system call each. So senders only note whose it is, one wake-up serves
 /// all that were noted meanwhile, and the writers are woken from inside.
 async fn wake_writers() {
     loop {
@@ -59,18 +69,18 @@ async fn wake_writers() {
 }
 
 fn wake_dirty() {
-    let links = std::mem::take(&mut *DIRTY.lock().unwrap_or_else(PoisonError::into_inner));
-    for link in links {
-        link.wake_writer();
+    let writers = std::mem::take(&mut *DIRTY.lock().unwrap_or_else(PoisonError::into_inner));
+    for writer in writers {
+        writer.wake_writer();
     }
 }
 
-/// Notes that this connection has something to write.
-pub fn kick(link: &Arc<Link>) {
-    if link.mark_dirty() {
+/// Notes that this connection or swarm has something to write.
+pub fn kick<W: Writer + 'static>(writer: &Arc<W>) {
+    if writer.mark_dirty() {
         let mut dirty = DIRTY.lock().unwrap_or_else(PoisonError::into_inner);
         let first = dirty.is_empty();
-        dirty.push(link.clone());
+        dirty.push(writer.clone());
         drop(dirty);
         // Between two calls of `drive` nobody runs the runtime, and the next call looks here first. Sequentially consistent
         // on both sides: either this sees that it is running, or it sees what was pushed above.
@@ -84,6 +94,22 @@ pub fn kick(link: &Arc<Link>) {
 pub fn announce() {
     NEWS.store(true, Ordering::Release);
     ARRIVED.notify_waiters();
+}
+
+/// What tokio tells of the runtime, all endpoints together.
+#[pyfunction]
+pub fn runtime_stats() -> Result<HashMap<&'static str, f64>> {
+    let metrics = runtime()?.metrics();
+    let workers = 0..metrics.num_workers();
+    let busy = |worker| metrics.worker_total_busy_duration(worker).as_secs_f64();
+    let parks = |worker| metrics.worker_park_count(worker);
+    Ok(HashMap::from([
+        ("workers", workers.len() as f64),
+        ("alive_tasks", metrics.num_alive_tasks() as f64),
+        ("queue_depth", metrics.global_queue_depth() as f64),
+        ("busy_seconds", workers.clone().map(busy).sum()),
+        ("parks", workers.map(parks).sum::<u64>() as f64),
+    ]))
 }
 
 /// Runs one of our own futures to its end on the calling thread.
@@ -111,15 +137,15 @@ pub fn start_thread() -> Result<()> {
 
 /// Runs the runtime on this thread until there is something for Python to do.
 #[pyfunction]
-#[pyo3(signature = (fd, timeout))]
-pub fn drive(py: Python<'_>, fd: RawFd, timeout: Option<f64>) -> PyResult<()> {
+#[pyo3(signature = (fd, timeout, keep=false))]
+pub fn drive(py: Python<'_>, fd: RawFd, timeout: Option<f64>, keep: bool) -> PyResult<bool> {
     let timeout = timeout.map(wait_limit).transpose()?;
     let runtime = runtime()?;
     if DRIVING.swap(true, Ordering::SeqCst) {
         return Err(Error::Busy.into());
     }
     DRIVEN.store(!THREAD.load(Ordering::Relaxed), Ordering::SeqCst);
-    let result = drive_once(py, runtime, fd, timeout);
+    let result = drive_once(py, runtime, fd, timeout, keep);
     DRIVING.store(false, Ordering::SeqCst);
     result
 }
@@ -129,15 +155,17 @@ fn drive_once(
     runtime: &Runtime,
     fd: RawFd,
     mut timeout: Option<Duration>,
-) -> PyResult<()> {
+    keep: bool,
+) -> PyResult<bool> {
     if timeout != Some(Duration::ZERO) {
         let _inside = runtime.enter();
         if !signal::listen(py)? {
             timeout = Some(timeout.map_or(signal::RENEW, |limit| limit.min(signal::RENEW)));
         }
     }
-    py.detach(|| runtime.block_on(turn(fd, timeout)))?;
-    py.check_signals()
+    let readable = py.detach(|| runtime.block_on(turn(fd, timeout, keep)))?;
+    py.check_signals()?;
+    Ok(readable)
 }
 
 /// asyncio may hand over a negative timeout for a timer that is already late. (Not `max`: it would turn NaN into 0.)
@@ -148,8 +176,41 @@ fn wait_limit(seconds: f64) -> Result<Duration> {
     Duration::try_from_secs_f64(seconds).map_err(Error::value)
 }
 
-async fn turn(fd: RawFd, timeout: Option<Duration>) -> Result<()> {
+/// The descriptor that `drive` was told to keep. To watch it anew for each wait would be two system calls a wait.
+static KEPT: Mutex<Option<Watch>> = Mutex::new(None);
+
+fn kept() -> MutexGuard<'static, Option<Watch>> {
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends the watch on a descriptor that was kept and is about to be closed.
+#[pyfunction]
+pub fn forget(fd: RawFd) {
+    kept().take_if(|watch| watch.as_raw_fd() == fd);
+}
+
+async fn turn(fd: RawFd, timeout: Option<Duration>, keep: bool) -> Result<bool> {
     wake_dirty();
+    let before = kept()
+        .take()
+        .filter(|watch| keep && watch.as_raw_fd() == fd);
+    let watch = match before {
+        Some(watch) => watch,
+        None => fd::watch(fd)?,
+    };
+    wait(&watch, timeout).await?;
+    let readable = seen(&watch);
+    if keep && !readable {
+        *kept() = Some(watch);
+    } // Else it is watched anew: readiness is told by its edge, and the program may leave something unread.
+    Ok(readable)
+}
+
+fn seen(watch: &Watch) -> bool {
+    watch.try_io(Interest::READABLE, |_| Ok(())).is_ok()
+}
+
+async fn wait(watch: &Watch, timeout: Option<Duration>) -> Result<()> {
     // Made before the check: notify_waiters reaches every future that exists.
     let arrived = ARRIVED.notified();
     if NEWS.swap(false, Ordering::AcqRel) || timeout == Some(Duration::ZERO) {
@@ -157,10 +218,14 @@ async fn turn(fd: RawFd, timeout: Option<Duration>) -> Result<()> {
         tokio::task::yield_now().await;
         return Ok(());
     }
-    let readable = fd::watch(fd)?;
+    let began = Instant::now();
+    let news = || NEWS.swap(false, Ordering::AcqRel) || seen(watch);
+    if spin::wait(timeout, news).await {
+        return Ok(());
+    }
     let limit = async {
         match timeout {
-            Some(limit) => tokio::time::sleep(limit).await,
+            Some(limit) => tokio::time::sleep(limit.saturating_sub(began.elapsed())).await,
             None => std::future::pending().await,
         }
     };
@@ -170,7 +235,7 @@ async fn turn(fd: RawFd, timeout: Option<Duration>) -> Result<()> {
             NEWS.store(false, Ordering::Release);
             Ok(())
         }
-        ready = readable.readable() => ready.map(|_| ()).map_err(Error::from),
+        ready = watch.readable() => ready.map(|_| ()).map_err(Error::from),
         signal = signal::arrived() => signal,
         () = limit => Ok(()),
     }

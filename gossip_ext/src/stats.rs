@@ -1,8 +1,10 @@
 //! A reading of one connection.
 
+use iroh::TransportAddr;
 use pyo3::prelude::*;
 
 use crate::connection::Link;
+use crate::overview::Reading;
 
 /// A reading of one connection.
 #[pyclass(frozen, get_all, module = "broker._gossip_ext")]
@@ -25,30 +27,17 @@ impl ConnectionStats {
     /// Now.
     pub fn read(link: &Link) -> Self {
         let quic = link.quic.stats();
+        let reading = Reading::of(&link.quic, &link.congestion);
         let (queued_bytes, queued_frames) = link.outbox().queued();
-        let (mut direct, mut relay) = (false, false);
-        let (mut remote_addr, mut rtt) = (String::new(), 0.0);
-        for path in link.quic.paths().iter() {
-            direct |= path.is_ip();
-            relay |= path.is_relay();
-            if path.is_selected() || remote_addr.is_empty() {
-                remote_addr = match path.remote_addr() {
-                    iroh::TransportAddr::Ip(addr) => addr.to_string(),
-                    iroh::TransportAddr::Relay(url) => url.to_string(),
-                    other => format!("{other:?}"),
-                };
-                rtt = path.rtt().as_secs_f64();
-            }
-        }
         Self {
-            path: match (direct, relay) {
-                (true, false) => "direct",
-                (false, true) => "relay",
-                (true, true) => "mixed",
-                (false, false) => "none",
+            path: reading.path,
+            remote_addr: match reading.remote {
+                Some(TransportAddr::Ip(addr)) => addr.to_string(),
+                Some(TransportAddr::Relay(url)) => url.to_string(),
+                Some(other) => format!("{other:?}"),
+                None => String::new(),
             },
-            remote_addr,
-            rtt,
+            rtt: reading.rtt.as_secs_f64(),
             bytes_sent: quic.udp_tx.bytes,
             bytes_received: quic.udp_rx.bytes,
             lost_packets: quic.lost_packets,

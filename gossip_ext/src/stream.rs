@@ -38,7 +38,7 @@ pub async fn run(
     };
     link.set_gone();
     writer.abort();
-    core.forget(link.id);
+    core.forget(&link);
     core.inbox.push(Item::Closed {
         conn: link.id,
         ended,

@@ -238,6 +238,7 @@ def test_a_spoke_is_dialled(start: Start, tmp_path: Path) -> None:
     listening = spoke.row()
     assert listening["event"] == "listening"
     assert file.read_text().strip() == listening["ticket"]
+    assert file.stat().st_mode & 0o077 == 0, "who has it may be its hub"
     hub = start("hub", "--open", "--http", "off", "--json", "--dial", f"@{file}")
     ticket = hub.row()["ticket"]
     assert spoke.row()["event"] == "ready"

@@ -110,6 +110,22 @@ def test_a_bad_line_is_named_and_the_rest_told(hub: Running, tmp_path: Path) -> 
     assert json.loads(done.stdout)["count"] == 2
 
 
+def test_what_is_lost_is_not_waited_for(start: Start, tmp_path: Path) -> None:
+    ticket = start("hub", "--open", "--http", "off", "--json", BROKER_TOPICS_RING_EVENTS="16").row()["ticket"]
+    file = tmp_path / "e.ndjson"
+    file.write_text("".join(f"{n}\n" for n in range(1, 101)))
+    assert broker("pub", ticket, "a.b", "--file", file).returncode == 0
+    done = broker("sub", ticket, "a.b", "--since", "start", "--count", 100)
+    assert [row["detail"] for row in rows(done.stdout)] == list(range(85, 101))
+    assert (done.returncode, "16 of 100 events came" in done.stderr) == (1, True)
+    fewer = broker("sub", ticket, "a.b", "--since", "start", "--count", 90, "--check")
+    assert [row.get("detail") for row in rows(fewer.stdout)] == [*range(85, 101), None]
+    assert (fewer.returncode, rows(fewer.stdout)[-1]["lost"]) == (1, [[1, 84]])
+    enough = broker("sub", ticket, "a.b", "--since", "start", "--count", 16)
+    assert [row["detail"] for row in rows(enough.stdout)] == list(range(85, 101))
+    assert (enough.returncode, enough.stderr) == (0, "")
+
+
 def test_past_events(hub: Running, tmp_path: Path) -> None:
     file = tmp_path / "e.ndjson"
     file.write_text("".join(f"{n}\n" for n in range(1, 11)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import struct
 
-import iroh
 import pytest
 
 from broker import _gossip_ext as ext
@@ -73,14 +72,15 @@ async def test_a_second_stream(kind: str) -> None:
     with hub() as h:
         async with raw.peer() as peer:
             connection = await raw.connect(peer, h)
-            first = (await connection.open_bi()).send()
-            await first.write_all(frame(b"{}"))
+            first = await connection.open_bi()
+            await first.send().write_all(frame(b"{}"))
             conn = h.wait(ext.OPENED)[1]
             if kind == "bidirectional":
-                second: iroh.SendStream = (await connection.open_bi()).send()
+                # Held: a dropped receiving half says STOP_SENDING, which opens the stream before the byte does.
+                second = await connection.open_bi()
+                await second.send().write_all(b"x")
             else:
-                second = await connection.open_uni()
-            await second.write_all(b"x")
+                await (await connection.open_uni()).write_all(b"x")
             assert f"a second stream ({kind})" in await raw.closed(connection)
         assert h.wait(ext.CLOSED, conn=conn)[2] == 36
         assert h.endpoint.counters()["second_streams"] == 1

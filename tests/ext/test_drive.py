@@ -194,6 +194,56 @@ else:
 """)
 
 
+def test_a_kept_descriptor_is_told_as_long_as_something_is_unread_and_again_when_more_comes() -> None:
+    runs("""
+epoll = selectors.EpollSelector()
+here, there = socket.socketpair()
+epoll.register(here, selectors.EVENT_READ)
+def readable(timeout=0):
+    return ext.drive(epoll.fileno(), timeout, True)
+for _ in range(3):
+    assert not readable()
+    there.send(b"ab")
+    assert readable(10) and readable(10)
+    here.recv(1)
+    assert readable(10)
+    here.recv(1)
+    readable()  # it may look once more: what was readable is watched anew
+""")
+
+
+def test_a_kept_descriptor_that_was_forgotten_may_come_again_as_another() -> None:
+    runs("""
+for _ in range(3):
+    epoll = selectors.EpollSelector()
+    here, there = socket.socketpair()
+    epoll.register(here, selectors.EVENT_READ)
+    assert not ext.drive(epoll.fileno(), 0, True)
+    there.send(b"a")
+    deadline = time.monotonic() + 10
+    while not ext.drive(epoll.fileno(), 1, True):
+        assert time.monotonic() < deadline
+    here.recv(1)
+    ext.drive(epoll.fileno(), 0, True)
+    ext.forget(epoll.fileno())
+    epoll.close()
+""")
+
+
+def test_what_is_ready_is_seen_after_a_long_quiet_time() -> None:
+    runs("""
+async def main():
+    loop = asyncio.get_running_loop()
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    for pause in (0.0, 0.0001, 0.01) * 40:  # within the time in which it stays awake, and beyond it
+        timer = loop.call_later(pause, there.send, b"x")
+        assert await loop.sock_recv(here, 1) == b"x"
+        await asyncio.sleep(pause)
+run(main())
+""")
+
+
 def test_arguments() -> None:
     runs("""
 for fd, timeout, error in [(-1, 0.1, OSError), (0, float("inf"), ValueError), (0, float("nan"), ValueError)]:
@@ -203,4 +253,36 @@ for fd, timeout, error in [(-1, 0.1, OSError), (0, float("inf"), ValueError), (0
         pass
     else:
         sys.exit(f"{fd} {timeout}")
+""")
+
+
+def test_swarms_with_one_thread_and_pauses() -> None:
+    runs("""
+import json
+
+def event(author, seq):
+    meta = {"author": author, "epoch": "0" * 16, "seq": seq}
+    return json.dumps({"type": "t", "detail": 1, "meta": meta}, separators=(",", ":")).encode()
+
+async def main():
+    a, b = (ext.Endpoint.bind(ext.generate_secret(), accept=True, gossip_message_bytes=4096) for _ in range(2))
+    a.admit_peers([b.node_id])
+    b.admit_peers([a.node_id])
+    b.learn(a.node_id, a.addrs())
+    at_a, at_b = Items(a), Items(b)
+    first, second = a.join("t", bytes(32), []), b.join("t", bytes(32), [a.node_id])
+    await at_a.wait(ext.NEIGHBOUR)
+    await at_b.wait(ext.NEIGHBOUR)
+    for seq in range(1, 201):
+        assert first.publish("0" * 16, seq, [event(a.node_id, seq)])
+        assert (await at_b.wait(ext.BATCH))[2:] == (a.node_id, "0" * 16, seq, [event(a.node_id, seq)])
+    time.sleep(4)  # nobody runs the runtime, and that is not the neighbour's fault
+    assert first.publish("0" * 16, 201, [event(a.node_id, 201)])
+    assert (await at_b.wait(ext.BATCH))[4] == 201
+    await asyncio.sleep(1)
+    assert a.counters()["gossip_stalled"] + b.counters()["gossip_stalled"] == 0
+    second.leave()
+    assert (await at_a.wait(ext.NEIGHBOUR))[2:] == (b.node_id, False)
+
+run(main())
 """)

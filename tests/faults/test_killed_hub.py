@@ -4,40 +4,18 @@ everybody comes back, and the verdicts are true."""
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-import orjson
 import pytest
 
 from broker.spoke import Subscription
+from tests.faults.hub_process import hub_process
 from tests.rig import FAST, PATIENCE, serving, spokes, until
 
 NOTICE = 15.0
 """Seconds that a spoke may take to notice at the very most; idle_timeout is 6 s."""
-
-
-@asynccontextmanager
-async def hub_process(data: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, dict[str, Any]]]:
-    command = [sys.executable, "-m", "broker", "hub", "--data", str(data), "--open", "--http", "off", "--json"]
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=dict(os.environ)
-    )
-    assert process.stdout is not None
-    try:
-        ready = orjson.loads(await asyncio.wait_for(process.stdout.readline(), PATIENCE))
-        assert ready["event"] == "ready"
-        yield process, ready
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGKILL)
-        await process.wait()
 
 
 class Reader:

@@ -94,7 +94,7 @@ def test_variables_have_the_types_of_their_keys() -> None:
         ("[admission]\nallow = ['abc']", "admission.allow[0]", 2, "64 hex digits"),
         ("topics = 3", "topics", 1, "object"),
         ("topics = {ring_events = 1.5}", "topics.ring_events", 1, "integer"),
-        ("[limits]\nmax_frame_bytes = 10", "limits.max_frame_bytes", 2, "1024"),
+        ("[limits]\nmax_frame_bytes = 10", "limits.max_frame_bytes", 2, "2048"),
         ("[topics]\npatience = nan", "topics.patience", 2, "number"),
         ("drain_timeout = -1", "drain_timeout", 1, "greater than or equal to 0"),
         ("log_level = 'loud'", "log_level", 1, "'debug'"),
@@ -246,3 +246,31 @@ def test_a_policy_is_read(tmp_path: Path) -> None:
     assert (access.nodes, access.default) == ({NODE_ID: ("reader",)}, ("reader",))
     scopes = {"BROKER_ACCESS_SCOPES": '{"one": {"call": ["x"]}}', "BROKER_ACCESS_DEFAULT": "one"}
     assert load_config(None, scopes).access.scopes["one"].call == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line", "words"),
+    [
+        ("[topics]\ncarrier = 'fast'", "topics.carrier", 2, "'auto', 'stream' or 'gossip'"),
+        ("[topics.carriers]\n'orders.>' = 'fast'", "topics.carriers.orders.>", 2, "'auto', 'stream' or 'gossip'"),
+        ("[topics.carriers]\n'a.>.b' = 'stream'", "topics.carriers.a.>.b", 2, "must be the last token"),
+        ("[topics]\nuplink_bytes = 5", "topics.uplink_bytes", 2, "1024"),
+        ("[gossip]\nmessage_bytes = 100", "gossip.message_bytes", 2, "512"),
+        ("[gossip]\nenabled = false\n[topics]\ncarrier = 'gossip'", "gossip", 1, "one of the two has to go"),
+        ("[topics.carriers]\na = 'gossip'\n[gossip]\nenabled = false", "gossip", 3, "one of the two has to go"),
+    ],
+)
+def test_a_mistake_about_carriers_is_named_with_its_line(
+    tmp_path: Path, text: str, key: str, line: int, words: str
+) -> None:
+    error = mistake(tmp_path, text)
+    assert (error.key, error.line) == (key, line)
+    assert words in str(error)
+
+
+def test_carriers_are_read(tmp_path: Path) -> None:
+    text = "[topics]\ncarrier = 'stream'\n[topics.carriers]\n'orders.*' = 'gossip'\n[gossip]\nmessage_bytes = 1024"
+    config = load_config(write(tmp_path, text), {"BROKER_TOPICS_UPLINK_BYTES": "1e6"})
+    assert (config.topics.carrier, config.topics.carriers) == ("stream", {"orders.*": "gossip"})
+    assert (config.gossip.enabled, config.gossip.message_bytes) == (True, 1_024)
+    assert config.topics.uplink_bytes == 1e6

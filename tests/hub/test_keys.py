@@ -87,11 +87,22 @@ def test_the_state_of_a_hub_lasts(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"port": 0}', b'{"port": "1"}', b'{"port": true}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"port": 0}', b'{"port": "1"}', b'{"port": true}', b'{"node_id": 1}']
+)
 def test_a_state_that_cannot_be_read_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"state\.json: .*\nremove the file"):
         keys.read_state(tmp_path)
+
+
+def test_a_place_that_cannot_be_a_data_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ConfigError, match=r"data: .*/file/data cannot be used: Not a directory\n.*make it writable"),
+        keys.claim_data_dir(tmp_path / "file" / "data"),
+    ):
+        pass
 
 
 def test_a_later_version_may_add_to_the_state(tmp_path: Path) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from broker import Hub, HubConfig, Spoke, SpokeOptions, connect
+from broker import Hub, HubConfig, Spoke, SpokeOptions, connect, keys
 from broker import _gossip_ext as ext
 from broker.errors import BindError, CallError, ConfigError, Refused, Unreachable
 from broker.protocol.wire import CloseCode
-from tests.rig import FAST, PATIENCE, Numbers, a_hub, a_peer, conn_of, serving, spokes, until
+from tests.rig import FAST, PATIENCE, Numbers, Peer, a_hub, a_peer, conn_of, serving, spokes, until
 
 
 async def echo(text: str) -> str:
@@ -130,6 +131,17 @@ async def test_two_hubs_cannot_have_one_data_directory(tmp_path: Path) -> None:
         assert hub.ticket == ticket, "the key and the port last"
 
 
+async def test_a_data_directory_stays_with_its_hub(tmp_path: Path) -> None:
+    async with Hub(HubConfig(open=True, http="", data=tmp_path / "data")) as hub:
+        first = hub.node_id
+    keys.create(tmp_path / "other.key")
+    with pytest.raises(ConfigError, match=rf"belongs to the hub {first[:10]}.*\n.*a directory of its own"):
+        async with Hub(HubConfig(open=True, http="", data=tmp_path / "data", key=tmp_path / "other.key")):
+            pass
+    async with Hub(HubConfig(open=True, http="", data=tmp_path / "data")) as hub:
+        assert hub.node_id == first
+
+
 async def test_nobody_at_the_ticket_is_unreachable() -> None:
     async with a_hub() as hub:
         ticket = hub.ticket
@@ -209,18 +221,44 @@ async def test_a_spoke_that_cannot_be_dialled_yet_is_dialled_until_it_can() -> N
         await app.close()
 
 
-async def test_a_stranger_at_a_listening_spoke_who_says_nothing_does_not_keep_the_hub_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("broker.spoke.link.REGISTER_TIMEOUT", 0.1)
+async def test_a_listening_spoke_takes_nobody_without_its_tickets_secret_and_tells_them_nothing() -> None:
     app = Spoke("dialled", options=SpokeOptions(accept=True))
-    ticket = app.listen().encode()
-    async with a_peer(ticket, hello=False) as stranger:
-        stranger.say("some.event", 1)
-        assert "in time" in (await stranger.end())[1]
-    async with a_hub(dial=[ticket]):
+    app.operation("t.echo")(echo)
+    ticket = app.listen()
+    without = replace(ticket, secret=None).encode()
+    for first in ({}, {"invite": "wrong"}, {"invite": 7}):
+        async with a_peer(without, hello=False) as stranger:
+            stranger.say("hub.register", {"operations": [], **first})
+            code, reason = await stranger.end()
+            assert (code, "no secret of its ticket" in reason) == (CloseCode.NOT_ADMITTED, True)
+            assert stranger.received == []
+    async with a_peer(without, hello=False) as stranger:
+        stranger.raw(b"not JSON")
+        assert (await stranger.end())[0] == CloseCode.NOT_ADMITTED
+    assert app.hub_node_id == ""
+    async with a_hub(dial=[without]) as wrong, a_hub(dial=[ticket.encode()]) as hub:
         await app.wait_connected(PATIENCE)
+        assert app.hub_node_id == hub.node_id != wrong.node_id
     await app.close()
+
+
+async def test_a_listening_spoke_takes_the_hubs_that_it_was_given() -> None:
+    given, other = Peer(), Peer()
+    app = Spoke("dialled", options=SpokeOptions(accept=True, hubs=(given.endpoint.node_id.upper(),)))
+    ticket = replace(app.listen(), secret=None).encode()
+    try:
+        await other.dial(ticket)
+        other.say("hub.register", {"operations": []})
+        assert (await other.end())[0] == CloseCode.NOT_ADMITTED
+        await given.hello(ticket)
+        await app.wait_connected(PATIENCE)
+        assert app.hub_node_id == given.endpoint.node_id
+    finally:
+        await app.close()
+        given.close()
+        other.close()
+    with pytest.raises(ValueError, match="not a NodeId"):
+        Spoke("dialled", options=SpokeOptions(accept=True, hubs=("hub",)))
 
 
 async def test_a_hub_that_fails_to_start_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -58,6 +58,9 @@ def test_containment_at_full_depth_lets_nothing_through(allowed: list[str], patt
         ([], "a", False),
         ([".".join(["*"] * n) for n in range(1, 17)], ">", True),
         ([".".join(["*"] * n) for n in range(1, 16)], ">", False),
+        ([], ".".join(["a"] * 15) + ".>", False),
+        ([], ".".join(["a"] * 16) + ".>", False),
+        (["b"], ".".join(["a"] * 100) + ".>", False),
     ],
 )
 def test_containment_by_example(allowed: list[str], pattern: str, covered: bool) -> None:

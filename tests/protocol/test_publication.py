@@ -53,6 +53,59 @@ def test_what_is_too_large_takes_no_number() -> None:
     pub.publish("x")
 
 
+def sizes(*widths: int, **limits: int) -> Publication:
+    """A publication of events that are some 130 bytes and so many more."""
+    pub = book(**limits)
+    for width in widths:
+        pub.publish("x" * width)
+    return pub
+
+
+def test_what_is_too_large_for_the_next_hub_is_given_up_and_the_rest_goes_on() -> None:
+    pub = sizes(1, 1_000, 1, 2_000, 1)
+    pub.ack(1)
+    gone = pub.limit(500)
+    assert [seq for seq, _ in gone] == [2, 4]
+    assert all(1_000 < size < 2_200 for _, size in gone)
+    assert (pub.acked, pub.unacked) == (2, 3), "nobody acknowledges a number that nobody gets"
+    resume = pub.resume(1)
+    assert (seqs(resume.frames), resume.gone) == ([3, 5], None)
+    assert pub.unacked_bytes == sum(map(len, resume.frames))
+    assert pub.ack(3) == 1
+    assert pub.acked == 4
+    assert pub.limit(500) == [], "each is told once"
+    with pytest.raises(EventTooLarge) as caught:
+        pub.publish("x" * 1_000)
+    assert caught.value.limit == 500
+    pub.ack(5)
+    assert (pub.unacked, pub.unacked_bytes) == (0, 0)
+
+
+def test_the_newest_that_is_given_up_is_waited_for_by_nobody() -> None:
+    pub = sizes(1, 1_000, 1_000)
+    assert len(pub.limit(500)) == 2
+    assert pub.ack(1) == 1
+    assert (pub.acked, pub.unacked, pub.unacked_bytes) == (3, 0, 0)
+    assert pub.resume(0).frames == [pub.resume(0).frames[0]], "the first refills a hub without memory"
+
+
+def test_what_was_acknowledged_is_not_told_when_a_smaller_hub_cannot_be_refilled_with_it() -> None:
+    pub = sizes(1, 1_000, 1, retained_events=2)
+    pub.ack(3)
+    assert pub.limit(500) == []
+    assert seqs(pub.resume(0).frames) == [3]
+    pub.publish(1)
+    pub.ack(4)
+    assert (pub.retained, seqs(pub.resume(0).frames)) == (2, [3, 4])
+
+
+def test_a_given_up_event_makes_room() -> None:
+    pub = sizes(1_000, 1_000, unacked_bytes=2_000)
+    assert pub.full
+    pub.limit(500)
+    assert not pub.full
+
+
 def test_full_by_events_and_by_bytes() -> None:
     pub = book(unacked_events=2)
     pub.publish(1)

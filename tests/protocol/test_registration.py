@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from broker.errors import FrameError
 from broker.protocol.registration import (
     MAX_SCANNED,
+    GossipPlace,
     Kind,
     Offerer,
     Offers,
@@ -41,6 +42,15 @@ registrations = st.builds(
     topics=st.lists(st.text(min_size=1, max_size=9), max_size=3).map(tuple),
     protocol=st.integers(1, 9),
     capabilities=st.lists(st.text(min_size=1, max_size=9), max_size=3).map(tuple),
+    max_frame_bytes=st.none() | st.integers(1, 2**40),
+    gossip=st.none()
+    | st.builds(
+        GossipPlace,
+        addrs=st.lists(st.text(min_size=1, max_size=9), max_size=3).map(tuple),
+        relays=st.lists(st.text(min_size=1, max_size=9), max_size=3).map(tuple),
+        max=st.integers(1, 65_536),
+    ),
+    hubs=st.lists(st.text(min_size=1, max_size=64), max_size=3).map(tuple),
 )
 json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
@@ -60,6 +70,7 @@ fields = [
     "topics",
     "protocol",
     "capabilities",
+    "maxFrameBytes",
     "id",
     "kind",
     "description",
@@ -118,6 +129,8 @@ def op(**more: Any) -> dict[str, Any]:
         ({"name": 5}, "name is not a string"),
         ({"name": "x" * 129}, "name is not a string of at most 128"),
         ({"name": "\x1b[2J"}, "cannot be printed"),
+        ({"maxFrameBytes": 0}, "maxFrameBytes is not a whole number from 1"),
+        ({"maxFrameBytes": "1"}, "maxFrameBytes is not"),
         ({"topics": "a"}, "topics is not an array"),
         ({"topics": ["a", 5]}, r"topics\[1\]"),
         ({"topics": [""]}, r"topics\[0\]"),
@@ -126,6 +139,12 @@ def op(**more: Any) -> dict[str, Any]:
         ({"protocol": "1"}, "protocol"),
         ({"capabilities": ["x" * 65]}, r"capabilities\[0\]"),
         ({"capabilities": ["x"] * 65}, "capabilities has 65"),
+        ({"gossip": []}, "gossip is not an object"),
+        ({"gossip": {"max": 0}}, "gossip.max"),
+        ({"gossip": {"max": True}}, "gossip.max"),
+        ({"gossip": {"addrs": ["a"] * 17}}, "addrs has 17"),
+        ({"gossip": {"relays": [5]}}, r"gossip.relays\[0\]"),
+        ({"hubs": ["x" * 65]}, r"hubs\[0\]"),
     ],
 )
 def test_a_fault_names_the_field(detail: Any, field: str) -> None:
@@ -222,5 +241,12 @@ def test_a_later_list_replaces_the_earlier() -> None:
     ]
     all.replace(a, [])
     all.replace(b, [])
-    assert all.rows() == []
+    assert list(all.rows()) == []
     assert all.pick("x") is None
+
+
+def test_who_can_be_in_a_swarm_says_so_and_where() -> None:
+    place = {"addrs": ["127.0.0.1:1"], "max": 1_024}
+    assert parse({"capabilities": ["gossip/1"], "gossip": place}).gossips
+    assert not parse({"capabilities": ["gossip/1"]}).gossips
+    assert not parse({"gossip": place}).gossips

@@ -75,6 +75,23 @@ async def test_calls_in_flight() -> None:
         assert await two.hears("call.responded", requestId="1")
 
 
+async def test_operations() -> None:
+    async with (
+        a_hub(limits={"operations_per_peer": 2}) as hub,
+        a_peer(hub.ticket, operations=("t.a", "t.b", "t.c", "t.d")) as one,
+        a_peer(hub.ticket, operations=("t.a", "t.e")),
+        spokes(hub.ticket, "another") as (another,),
+    ):
+        complaint = await one.hears("hub.error", code="LIMIT", about="t.c")
+        assert (complaint["action"], "limits.operations_per_peer" in complaint["message"]) == ("offer", True)
+        assert Numbers(hub)("limited_total", limit="operations") == 1
+        offered = [row["operation"] for row in await another.call("hub.operations")]
+        assert [id for id in offered if id.startswith("t.")] == ["t.a", "t.b", "t.e"]
+        one.say("hub.register", {"operations": [{"id": "t.c", "kind": "query"}]})
+        await until(lambda: "t.c" in [row.id for row, _ in hub.router.calls.operations()])
+        assert Numbers(hub)("limited_total", limit="operations") == 1
+
+
 async def test_subscriptions() -> None:
     secret, _ = identity()
     async with (

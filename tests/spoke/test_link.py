@@ -6,6 +6,7 @@ import asyncio
 import random
 from typing import Any
 
+import orjson
 import pytest
 
 from broker import SpokeOptions
@@ -14,7 +15,7 @@ from broker.errors import EventTooLarge, Refused, Unreachable
 from broker.protocol.ticket import Ticket
 from broker.protocol.wire import CloseCode
 from broker.spoke.link import BACKLOG_BYTES, Link
-from tests.rig import PATIENCE
+from tests.rig import PATIENCE, until
 
 
 class FakeEndpoint:
@@ -46,6 +47,13 @@ def link_on(fake: FakeEndpoint, **options: Any) -> Link:
     link = Link(secret=ext.generate_secret(), options=SpokeOptions(**options), registration=lambda: {"operations": []})
     link.endpoint = fake  # type: ignore[assignment]
     link.receivers["hub.register"] = link.registered
+    return link
+
+
+def link_to_a_hub(fake: FakeEndpoint, **options: Any) -> Link:
+    """A hub that it was given has dialled it: connection 1."""
+    link = link_on(fake, accept=True, hubs=(TICKET.node_id,), **options)
+    link.opened(1, TICKET.node_id, True, 0)
     return link
 
 
@@ -91,6 +99,20 @@ async def test_attempts_are_spaced_with_full_jitter_up_to_a_bound(monkeypatch: p
     await link.close()
 
 
+async def test_who_is_in_a_swarm_waits_for_no_more_than_three_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = no_waiting(monkeypatch)
+    fake = FakeEndpoint()
+    link = link_on(fake, backoff_first=0.2, backoff_most=30.0)
+    link.hurries = lambda: len(fake.dialled) < 8
+    link.keep(TICKET)
+    for number in range(1, 9):
+        await dials(fake, number)
+        link.dial_failed(fake.dialled[-1], "unreachable", None, "nobody")
+    await turns()
+    assert [most for _, most in asked] == [0.2, 0.4, 0.8, 1.6, 3.0, 3.0, 3.0, 25.6]
+    await link.close()
+
+
 async def test_a_good_connection_starts_the_spacing_anew_and_one_that_never_registered_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -124,8 +146,7 @@ async def test_a_good_connection_starts_the_spacing_anew_and_one_that_never_regi
 
 async def test_control_messages_wait_for_room_in_order_and_a_hub_that_never_reads_is_left() -> None:
     fake = FakeEndpoint()
-    link = link_on(fake)
-    link.opened(1, TICKET.node_id, True, 0)
+    link = link_to_a_hub(fake)
     fake.sent.clear()
     fake.room = False
     link.control("a", 1)
@@ -146,9 +167,30 @@ async def test_control_messages_wait_for_room_in_order_and_a_hub_that_never_read
     await link.close()
 
 
+async def test_silent_strangers_are_few_and_shown_out_and_the_hub_comes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.spoke.connections.FIRST_WORD", 0.02)
+    monkeypatch.setattr("broker.spoke.door.MAX_STRANGERS", 2)
+    fake = FakeEndpoint()
+    link = link_on(fake)
+    for conn in (1, 2, 3):
+        link.opened(conn, TICKET.node_id, True, 0)
+    assert (fake.ended, fake.sent) == ([(3, CloseCode.LIMIT)], [])
+    await until(lambda: len(fake.ended) == 3)
+    assert fake.ended[1:] == [(1, CloseCode.NOT_ADMITTED), (2, CloseCode.NOT_ADMITTED)]
+    link.opened(4, TICKET.node_id, True, 0)
+    hello = {"type": "hub.register", "detail": {"invite": link.hubs_reason.secret}}
+    link.frames(4, [orjson.dumps(hello), b'{"type":"a"}'])
+    assert (link.up, link.hub_node_id) == (True, TICKET.node_id)
+    assert len(fake.sent) == 1, "what it is and offers is told to its hub alone"
+    link.opened(5, TICKET.node_id, True, 0)
+    link.frames(5, [orjson.dumps(hello)])
+    assert fake.ended[-1] == (5, CloseCode.NORMAL), "it has a hub already"
+    assert len(fake.sent) == 1
+    await link.close()
+
+
 async def test_what_no_frame_takes_is_refused_before_it_is_sent() -> None:
-    link = link_on(FakeEndpoint(), max_frame_bytes=1_000)
-    link.opened(1, TICKET.node_id, True, 0)
+    link = link_to_a_hub(FakeEndpoint(), max_frame_bytes=1_000)
     with pytest.raises(EventTooLarge) as error:
         link.send("call.requested", "x" * 1_000)
     assert error.value.limit == 1_000
@@ -157,10 +199,9 @@ async def test_what_no_frame_takes_is_refused_before_it_is_sent() -> None:
 
 
 async def test_unknown_reserved_messages_are_ignored_and_others_are_events() -> None:
-    link = link_on(FakeEndpoint())
+    link = link_to_a_hub(FakeEndpoint())
     events: list[Any] = []
     link.on_events = events.extend
-    link.opened(1, TICKET.node_id, True, 0)
     link.frames(1, [b'{"type":"topic.later","detail":1}', b'{"type":"hub.news"}', b'{"type":"a"}', b'{"type":"__x"}'])
     assert [message.type for message in events] == ["a"]
     await link.close()
@@ -168,10 +209,9 @@ async def test_unknown_reserved_messages_are_ignored_and_others_are_events() -> 
 
 async def test_a_bad_frame_of_the_hub_ends_the_connection_with_its_code() -> None:
     fake = FakeEndpoint()
-    link = link_on(fake)
+    link = link_to_a_hub(fake)
     events: list[Any] = []
     link.on_events = events.extend
-    link.opened(1, TICKET.node_id, True, 0)
     link.frames(1, [b'{"type":"a"}', b"nonsense"])
     assert fake.ended == [(1, CloseCode.BAD_JSON)]
     assert len(events) == 1, "what came whole before the fault is handed on"
@@ -179,8 +219,7 @@ async def test_a_bad_frame_of_the_hub_ends_the_connection_with_its_code() -> Non
 
 
 async def test_who_is_refused_is_told_by_whom_and_why() -> None:
-    link = link_on(FakeEndpoint())
-    link.opened(1, TICKET.node_id, True, 0)
+    link = link_to_a_hub(FakeEndpoint())
     link.closed(1, CloseCode.BANNED, "banned", True)
     with pytest.raises(Refused, match="0000") as refused:
         await link.wait_up(PATIENCE)

@@ -1,0 +1,395 @@
+"""One topic that travels by gossip, at the hub: its members, its swarm, and the order of what comes on either way.
+
+Everything for such a topic, by gossip or by stream, passes one `Sequences`: it orders what gossip reorders, drops what
+came twice and sees what is missing; then it is an event like any other (topics.py). What came by stream and was never
+heard by gossip goes into the swarm on its author's behalf. Decisions about members are protocol/overlay.py. Not here:
+timers, messages and which topics have a swarm (swarms.py).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from broker import _gossip_ext as ext
+from broker.errors import FrameError, TopicError
+from broker.hub.channel import Channel
+from broker.hub.forwards import Forwards, Heads
+from broker.hub.holes import Holes, Key
+from broker.protocol import overlay
+from broker.protocol.carrier import Carrier
+from broker.protocol.codec import decode
+from broker.protocol.overlay import Overlay
+from broker.protocol.pacing import Pacing
+from broker.protocol.place import check_seq
+from broker.protocol.ring import MAX_AUTHORS
+from broker.protocol.sequence import Sequences
+
+if TYPE_CHECKING:
+    from broker.hub.swarms import Swarms
+
+__all__ = ["TopicSwarm"]
+
+REORDERED: Final = 0.1
+"""Seconds a hole may close by itself before anybody is asked: gossip has more than one path."""
+BEAT: Final = 2.0
+"""Seconds between the hub's heartbeats: a spoke that hears nothing for five asks for fresh bootstrap."""
+HOLD: Final = 0.1
+"""Seconds after new lists of authors in which members get them: what a new author sends before would be refused."""
+LINGER: Final = 2.0
+"""Seconds after the swarm is left in which what comes by stream is still put in order with what came by gossip."""
+
+EPOCH: Final = re.compile("[0-9a-f]{16}")
+"""What a signed batch can carry."""
+
+Item = tuple[Key, int, bytes]
+
+
+class TopicSwarm:
+    """See the module."""
+
+    def __init__(self, swarms: Swarms, channel: Channel, carrier: Carrier) -> None:
+        self._swarms, self.channel, self.carrier = swarms, channel, carrier
+        self.topic = channel.topic
+        self.overlay = self._new_overlay()
+        self.handles: dict[int, ext.Swarm] = {}
+        """By generation, the present one last."""
+        self.sequences: Sequences[Item] = Sequences(since="start", patience={self.topic: REORDERED})
+        self.pacing = Pacing()
+        self.authors: dict[str, None] | None = swarms.members.authors_of(channel)
+        """Who may publish; None: every member."""
+        self._heard: dict[Key, int] = {}
+        """The newest number of each sequence that was heard by gossip."""
+        self._forwards, self._heads = Forwards(), Heads()
+        self.holes = Holes(self.topic, swarms.ask)
+        self._beat_at = 0.0
+        self._hold_until = 0.0
+        """Nothing is put into the swarm before its members have the new lists."""
+        self._over_at: float | None = None
+        now = time.monotonic()
+        for author, epoch, seq in channel.ring.heads():
+            self.sequences.begin(self.topic, author, epoch, seq + 1, now)
+
+    # -- life
+
+    def _new_overlay(self) -> Overlay:
+        swarms = self._swarms
+        generation = swarms.realm.generation(self.topic)
+        return Overlay(swarms.node_id, generation, swarms.choose, unsure=swarms.realm.is_old(generation))
+
+    def begin(self, now: float) -> None:
+        """Enters the swarm, and invites whom the topic concerns."""
+        if self.overlay.ending:
+            self.overlay = self._new_overlay()
+        self._over_at = None
+        self.perform(self.overlay.begin())
+        self._swarms.members.invite(self, now)
+
+    def end(self, now: float) -> None:
+        """The topic goes back to streams."""
+        self.step(overlay.Ended(), now)
+
+    @property
+    def over(self) -> bool:
+        """Nothing is left of it."""
+        now = time.monotonic()
+        return self._over_at is not None and now >= self._over_at and self.sequences.next_due() is None
+
+    def close(self) -> None:
+        """Leaves at once, whoever is in it: the topic is closed, or the hub stops."""
+        for generation in list(self.handles):
+            self._leave(generation)
+        for peer in self.overlay.members():
+            self._swarms.members.dismiss(self, peer)
+        self.channel.swarm = None
+        self.channel.by_gossip.clear()
+        self._release(True)
+        self._swarms.closed(self)
+
+    def step(self, event: overlay.Event, now: float) -> None:
+        self.perform(self.overlay.handle(event, now))
+
+    def perform(self, effects: Sequence[overlay.Effect]) -> None:
+        swarms, channel = self._swarms, self.channel
+        for effect in effects:
+            match effect:
+                case overlay.Tell(peer, bootstrap):
+                    swarms.members.tell(self, peer, bootstrap)
+                case overlay.Dismiss(peer):
+                    if peer not in self.overlay:
+                        channel.by_gossip.discard(peer)
+                    swarms.members.dismiss(self, peer)
+                    self.carrier.unpin(peer)
+                case overlay.TakeOut(peer):
+                    swarms.topics.take_out(channel, peer)
+                    swarms.totals.joins["member"] += 1
+                case overlay.PutBack(peer):
+                    swarms.topics.put_back(channel, peer)
+                case overlay.Enter(generation):
+                    self.handles[generation] = swarms.join(self, generation)
+                case overlay.Leave(generation):
+                    self._leave(generation)
+                case overlay.Finished():
+                    self._over_at = time.monotonic() + LINGER
+
+    def _leave(self, generation: int) -> None:
+        handle = self.handles.pop(generation)
+        self._swarms.left(handle)
+        handle.leave()
+
+    def gone(self, peer: int, now: float) -> None:
+        """A connection ended."""
+        self.channel.by_gossip.discard(peer)
+        self.carrier.unpin(peer)
+        self.holes.gone(peer)
+        self.step(overlay.Gone(peer), now)
+
+    def authors_changed(self, now: float) -> None:
+        """What NodeIds may do is another thing now."""
+        before = self.authors
+        self.authors = self._swarms.members.authors_of(self.channel)
+        if self.authors is not None and before is not None:
+            self.authors |= {one: None for one in before if self._swarms.members.may_publish(one, self.topic)}
+        if self.authors != before:
+            self.lists_changed(now)
+
+    def lists_changed(self, now: float) -> None:
+        """Tells everybody who may publish."""
+        for handle in self.handles.values():
+            handle.allow(hubs=self._swarms.realm.hubs, authors=None if self.authors is None else list(self.authors))
+        self._hold_until = now + HOLD
+        self.step(overlay.Changed(), now)
+        self._swarms.touched(self)
+
+    @property
+    def left_out(self) -> int:
+        """Events that found no room in gossip."""
+        return self._forwards.left_out
+
+    @property
+    def handle(self) -> ext.Swarm | None:
+        """The present generation's."""
+        return self.handles.get(self.overlay.generation)
+
+    # -- what comes in
+
+    def from_stream(self, peer: int, author: str, epoch: str, seq: int, frame: bytes) -> None:
+        """An event that came over its author's connection."""
+        now, key = time.monotonic(), (author, epoch)
+        check_seq(seq, 1)
+        if self.channel.authors.get(key) != peer:
+            if not EPOCH.fullmatch(epoch):
+                raise TopicError(
+                    f"epoch {epoch!r}: this topic travels by gossip, and needs hex", code="VALIDATION_ERROR"
+                )
+            self.channel.remember_author(key, peer)
+            self._swarms.members.publishes(self, peer, author, now)
+        newest = self.channel.ring.newest(author, epoch)
+        if seq <= newest:
+            self._swarms.topics.accept(self.channel, author, epoch, seq, frame)  # again: it is counted, and acked again
+            return
+        if seq > newest + 1 and key not in self._heard and not self._swarms.members.gossips(peer):
+            self._take(key, self.sequences.lost(self.topic, author, epoch, newest + 1, seq - 1, now), now)
+        item = (key, seq, frame)
+        items = self.sequences.event(self.topic, author, epoch, seq, item, now)
+        if not items and self._given_up(key):
+            items = [item]  # all up to the newest known was given up, but nothing after it is out
+        self._take(key, items, now)
+        self._swarms.touched(self)
+
+    def from_gossip(self, author: str, epoch: str, first: int, frames: list[bytes | None]) -> int:
+        """A batch of consecutive events, signed by or for their author. Returns how many events it had; 0: it is not
+        what it says."""
+        now, key = time.monotonic(), (author, epoch)
+        last = first + len(frames) - 1
+        check_seq(last, 1)
+        items: list[Item] = []
+        out: list[Item] = []
+        begin = first
+        for seq, frame in enumerate(frames, first):
+            if frame is None:
+                out += self._run(key, begin, items, now)
+                items, begin = [], seq + 1
+                self.sequences.left_out(self.topic, author, epoch, seq, now)
+            elif self._is_right(frame, author, epoch, seq):
+                items.append((key, seq, frame))
+            else:
+                return 0
+        out += self._run(key, begin, items, now)
+        self._hear(key, last)
+        self._take(key, out, now)
+        self._swarms.touched(self)
+        return len(frames)
+
+    def _run(self, key: Key, first: int, items: list[Item], now: float) -> list[Item]:
+        return self.sequences.run(self.topic, *key, first, items, now) if items else []
+
+    def _is_right(self, frame: bytes, author: str, epoch: str, seq: int) -> bool:
+        """The signature is the author's, but what it says of the event in the JSON is for the hub to see."""
+        try:
+            message = decode(frame)
+        except FrameError:
+            return False
+        meta = message.meta or {}
+        return (
+            message.type == self.topic
+            and meta.get("author") == author
+            and meta.get("epoch") == epoch
+            and meta.get("seq") == seq
+            and type(meta["seq"]) is int
+        )
+
+    def head(self, author: str, epoch: str, seq: int) -> None:
+        """The swarm says how far a sequence is, signed."""
+        now = time.monotonic()
+        check_seq(seq, 0)
+        if seq:
+            self._hear((author, epoch), seq)
+            self.sequences.head(self.topic, author, epoch, seq, now)
+            self._swarms.touched(self)
+
+    def announced(self, peer: int, author: str, epoch: str, first: int, gossiped: int) -> None:
+        """An author that (re)connects holds its events from ``first`` on, and has given gossip those up to
+        ``gossiped``."""
+        now, key = time.monotonic(), (author, epoch)
+        if gossiped:
+            self._hear(key, gossiped)
+        self.sequences.begin(self.topic, author, epoch, first, now)
+        self._swarms.members.publishes(self, peer, author, now)
+        if first > self.top(key):
+            self.excuse(key, peer)
+
+    def lost(self, key: Key, first: int, last: int) -> None:
+        """Nobody has these any more."""
+        now = time.monotonic()
+        self._take(key, self.sequences.lost(self.topic, *key, first, last, now), now)
+        self._swarms.touched(self)
+
+    def _given_up(self, key: Key) -> bool:
+        """Whether the newest numbers known are lost: nobody waits for them any more."""
+        verdict = self.sequences.verdict(self.topic, *key)
+        return verdict is not None and not verdict.missing and verdict.known > self.channel.ring.newest(*key)
+
+    def excuse(self, key: Key, peer: int) -> None:
+        """Its author, ``peer``, does not have the newest numbers any more: it is not to wait for an acknowledgement."""
+        if self._given_up(key):
+            self._swarms.router.send(peer, "topic.ack", {"topic": self.topic, "epoch": key[1], "seq": self.top(key)})
+
+    def batch(self, author: str, epoch: str, first: int, frames: list[bytes | None]) -> int:
+        """A signed batch that a member gave when it was asked."""
+        if (author, epoch) in self.holes.refilling():
+            # Nothing of it is known: what is older, the member does not have any more.
+            self.sequences.begin(self.topic, author, epoch, first, time.monotonic())
+        return self.from_gossip(author, epoch, first, frames)
+
+    def top(self, key: Key) -> int:
+        """The newest number of a sequence that the hub knows to exist."""
+        verdict = self.sequences.verdict(self.topic, *key)
+        return 0 if verdict is None else verdict.known
+
+    def _hear(self, key: Key, seq: int) -> None:
+        known = self._heard.get(key)
+        if known is None and len(self._heard) >= MAX_AUTHORS:
+            del self._heard[next(iter(self._heard))]
+        if known is None or seq > known:
+            self._heard[key] = seq
+
+    def _take(self, key: Key, items: list[Item], now: float) -> None:
+        """These are in order."""
+        if not items:
+            return
+        author, epoch = key
+        accept, channel, heard = self._swarms.topics.accept, self.channel, self._heard.get(key, 0)
+        if key not in channel.authors and (peer := self._swarms.members.connection(author)) is not None:
+            channel.remember_author(key, peer)
+        forward = self._forwards.add if self.handles and EPOCH.fullmatch(epoch) else None
+        for _, seq, frame in items:
+            accept(channel, author, epoch, seq, frame)
+            if forward is not None and seq > heard:
+                forward(key, seq, frame)
+        newest = items[-1][1]
+        if author != self._swarms.node_id:
+            self._heads.moved(key, newest, now, gossips=newest <= heard)
+
+    # -- what goes out
+
+    def flush(self) -> None:
+        """Puts what the batch brought for the swarm into it."""
+        handle = self.handle
+        if handle is None or not self._forwards:
+            self._release(True)
+            return
+        if time.monotonic() < self._hold_until:
+            return
+        others = [other for other in self.handles.values() if other is not handle]
+        self._release(self._forwards.flush(handle, others))
+
+    def _release(self, free: bool) -> None:
+        channel = self.channel
+        if free and channel.withheld:
+            channel.withheld = False
+            self._swarms.topics.released(channel)
+        channel.withheld = not free
+
+    def served(self, now: float) -> None:
+        """Somebody has asked for a repair."""
+        self._swarms.totals.repairs_served += 1
+        self.pacing.trouble(now)
+
+    # -- time
+
+    def tick(self, now: float) -> None:
+        self.step(overlay.Tick(), now)
+        self._mind_holes(now)
+        handle = self.handle
+        if handle is None:
+            return
+        for (author, epoch), seq in self._heads.due(now):
+            handle.head(epoch, seq, author=author)
+        if now >= self._beat_at:
+            self._beat_at = now + BEAT
+            for one in self.handles.values():
+                one.head(self._swarms.epoch, 0)
+            if self.overlay.joined() and not handle.neighbours():
+                handle.join_peers(self._bootstrap())
+
+    def _bootstrap(self) -> list[str]:
+        """Members by way of whom the hub itself finds back into the swarm."""
+        return self._swarms.choose(self._swarms.members.node_ids(self.overlay.joined()), overlay.BOOTSTRAP)
+
+    def _mind_holes(self, now: float) -> None:
+        sequences = self.sequences
+        if (due := sequences.next_due()) is not None and due <= now:
+            for repair in sequences.wanted(now):
+                self._ask((repair.author, repair.epoch), repair.a, repair.b, now)
+            for item in sequences.expire(now):
+                self._take(item[0], [item], now)
+        self._refill(now)
+
+    def _refill(self, now: float) -> None:
+        """What members reported is asked of them when the author is not there to send it: it has more of it."""
+        members, holes = self._swarms.members, self.holes
+        for key in holes.refilling():
+            if members.connection(key[0]) is not None:
+                holes.forget(key)
+            elif members.has_left(key[0], now):
+                holes.refill(key, self.top(key), now)
+            else:
+                holes.wait(key, now)
+
+    def _ask(self, key: Key, first: int, last: int, now: float) -> None:
+        author, members = self._swarms.members.who_has(self, key)
+        if self.holes.ask(key, first, last, author, members):
+            self.pacing.trouble(now)
+
+    def next_due(self) -> float | None:
+        """When :meth:`tick` has something to do."""
+        holes = self.sequences.next_due()
+        dues = [self.overlay.next_due(), self.holes.next_due(), holes, self._over_at if holes is None else None]
+        if self.handles:
+            dues += [self._beat_at, self._heads.next_due()]
+        if self._forwards and not self.channel.withheld:
+            dues.append(self._hold_until)
+        return min((due for due in dues if due is not None), default=None)

@@ -1,0 +1,133 @@
+"""Hosts as network namespaces on one bridge, and what can happen to their links: cut, lossy, slow.
+
+The bridge has a namespace of its own; the machine itself is one more host on it, so that a person's browser reaches the
+rest. Needs root, iproute2 and nftables. Nothing of it outlives :meth:`Network.down`. Not here: what runs on a host
+(cluster.py), and NAT.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from broker.errors import UsageError
+
+__all__ = ["Network", "check_rights"]
+
+TOOLS: Final = {"ip": "iproute2", "nft": "nftables", "tc": "iproute2"}
+MACHINE: Final = 1
+"""The last number of this machine's own address on the bridge."""
+COMMAND_TIMEOUT: Final = 20.0
+TABLE: Final = "inet lab"
+
+
+def check_rights() -> None:
+    """Raises UsageError when namespaces cannot be made here, and says what to do."""
+    missing = sorted({package for tool, package in TOOLS.items() if shutil.which(tool) is None})
+    if missing:
+        raise UsageError(f"the lab needs {', '.join(missing)}; as root, type: apt-get install {' '.join(missing)}")
+    if os.geteuid() != 0:
+        raise UsageError("network namespaces need root; --plain runs the same on loopback, without broken links")
+
+
+def _run(*command: str, check: bool = True) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT, check=False)
+    if check and done.returncode:
+        raise UsageError(f"`{' '.join(command)}` failed: {done.stderr.strip() or done.stdout.strip()}")
+
+
+class Network:
+    """``prefix`` begins the name of every namespace and device (5 characters at most); ``subnet`` is the first three
+    numbers of the addresses."""
+
+    def __init__(self, prefix: str, subnet: str, hosts: Mapping[str, int] | None = None) -> None:
+        self.prefix, self.subnet = prefix, subnet
+        self.hosts: dict[str, int] = dict(hosts or {})
+
+    def address(self, host: str) -> str:
+        return f"{self.subnet}.{self.hosts[host]}"
+
+    def command(self, host: str, *command: str) -> list[str]:
+        """``command`` as it runs on a host; it takes the place of ``ip``, so its process id is the program's."""
+        return ["ip", "netns", "exec", self._space(host), *command]
+
+    def up(self) -> None:
+        """The bridge, and this machine on it."""
+        bridge, outside, inside = f"{self.prefix}-net", f"{self.prefix}0", f"{self.prefix}0b"
+        _run("ip", "netns", "add", bridge)
+        _run("ip", "-n", bridge, "link", "add", "bridge", "type", "bridge")
+        _run("ip", "-n", bridge, "link", "set", "bridge", "up")
+        _run("ip", "link", "add", outside, "type", "veth", "peer", "name", inside, "netns", bridge)
+        _run("ip", "-n", bridge, "link", "set", inside, "master", "bridge", "up")
+        _run("ip", "address", "add", f"{self.subnet}.{MACHINE}/24", "dev", outside)
+        _run("ip", "link", "set", outside, "up")
+
+    def add(self, host: str) -> str:
+        """A further host. Returns its address."""
+        number = next(number for number in range(MACHINE + 1, 255) if number not in self.hosts.values())
+        self.hosts[host] = number
+        space, device = self._space(host), f"{self.prefix}{number}"
+        _run("ip", "netns", "add", space)
+        _run("ip", "-n", f"{self.prefix}-net", "link", "add", device, "type", "veth", "peer", "name", "eth0",
+             "netns", space)  # fmt: skip
+        _run("ip", "-n", f"{self.prefix}-net", "link", "set", device, "master", "bridge", "up")
+        _run("ip", "-n", space, "address", "add", f"{self.address(host)}/24", "dev", "eth0")
+        _run("ip", "-n", space, "link", "set", "lo", "up")
+        _run("ip", "-n", space, "link", "set", "eth0", "up")
+        self._nft(host, f"add table {TABLE}")
+        self._nft(host, f"add chain {TABLE} arriving {{ type filter hook input priority 0; }}")
+        return self.address(host)
+
+    def remove(self, host: str) -> None:
+        _run("ip", "netns", "delete", self._space(host), check=False)
+        del self.hosts[host]
+
+    def down(self) -> None:
+        """Leaves nothing, however far :meth:`up` and :meth:`add` came."""
+        for host in list(self.hosts):
+            self.remove(host)
+        _run("ip", "link", "delete", f"{self.prefix}0", check=False)
+        _run("ip", "netns", "delete", f"{self.prefix}-net", check=False)
+
+    # What happens to links.
+
+    def cut(self, some: Iterable[str], others: Iterable[str], *, one_way: bool = False) -> None:
+        """Nothing passes between the two sides any more; ``one_way``: what ``some`` send does not reach ``others``."""
+        some, others = list(some), list(others)
+        self._refuse(others, some)
+        if not one_way:
+            self._refuse(some, others)
+
+    def _refuse(self, receivers: list[str], senders: list[str]) -> None:
+        addresses = ", ".join(self.address(host) for host in senders)
+        for host in receivers:
+            if addresses and host not in senders:
+                self._nft(host, f"add rule {TABLE} arriving ip saddr {{ {addresses} }} drop")
+
+    def lose(self, hosts: Iterable[str], percent: int) -> None:
+        """Of what arrives at a host, so many packets in a hundred do not."""
+        for host in hosts:
+            self._nft(host, f"add rule {TABLE} arriving iifname eth0 numgen random mod 100 < {percent} drop")
+
+    def slow(self, hosts: Iterable[str], kbit: int) -> None:
+        """What comes to a host comes at so many kbit a second, with a queue of 400 ms."""
+        for host in hosts:
+            device = f"{self.prefix}{self.hosts[host]}"
+            _run("tc", "-n", f"{self.prefix}-net", "qdisc", "replace", "dev", device, "root", "tbf",
+                 "rate", f"{kbit}kbit", "burst", "32kb", "latency", "400ms")  # fmt: skip
+
+    def mend(self) -> None:
+        """All links are whole again."""
+        for host, number in self.hosts.items():
+            self._nft(host, f"flush chain {TABLE} arriving")
+            _run("tc", "-n", f"{self.prefix}-net", "qdisc", "delete", "dev", f"{self.prefix}{number}", "root",
+                 check=False)  # fmt: skip
+
+    def _nft(self, host: str, rule: str) -> None:
+        _run(*self.command(host, "nft", rule))
+
+    def _space(self, host: str) -> str:
+        return f"{self.prefix}-{host}"

@@ -1,0 +1,431 @@
+"""The swarms of a spoke: which it is in, what comes from them, and what it sends into them.
+
+One topic has one machine (protocol/membership.py) and, while it moves to a new generation, two swarms. What comes is
+decoded and handed to the subscriptions as if it had come by stream: certainty is their business, and what a swarm lost
+is asked for like any other hole. Not here: answers to others' questions (repairs.py), and when an author's events go
+this way (publisher.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from broker import _gossip_ext as ext
+from broker.errors import Closed, ConnectError, FrameError, TopicError
+from broker.protocol import membership as m
+from broker.protocol.announcing import Announcing
+from broker.protocol.codec import decode
+from broker.protocol.routing import check_topic, matches
+from broker.protocol.wire import CloseCode
+from broker.spoke.link import Link
+from broker.spoke.publisher import Publisher
+from broker.spoke.subscriptions import Subscriptions
+from broker.spoke.swarm_messages import Peer, invitation, peer_list, runs
+
+__all__ = ["JOIN_TIMEOUT", "Swarms"]
+
+log = logging.getLogger("broker.spoke")
+
+MAX_SWARMS: Final = 1_000
+"""Topics in whose swarms one spoke is; it is fed by stream on any more."""
+MAX_SOURCES: Final = 4_096
+"""Sequences of one topic that were heard by gossip. One that is forgotten counts as new when it is heard again."""
+MAX_HEADS: Final = 256
+"""Of them, those that a hub is told of after a reconnect: the last that spoke."""
+GAP_PATIENCE: Final = (0.1, 0.25)
+"""Seconds before a gap is asked for, drawn once by topic: a swarm brings batches out of order, and a thousand spokes
+that miss the same one should not ask at once."""
+NOW: Final = ("neighbours", "queued_events", "kept_bytes")
+"""Counters of a swarm that are no totals."""
+JOIN_TIMEOUT: Final = 10.0
+"""Seconds that a program waits for a swarm that it wants."""
+
+
+class _Source:
+    """A sequence heard by gossip."""
+
+    __slots__ = ("first_heard", "newest")
+
+    def __init__(self, now: float) -> None:
+        self.first_heard, self.newest = now, 0
+
+
+class _Topic:
+    """One topic, with its swarms by id."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.machine = m.Membership(random.random)
+        self.swarms: dict[str, ext.Swarm] = {}
+        self.hubs: tuple[str, ...] = ()
+        self.authors: frozenset[str] | None = None
+        self.sources: dict[tuple[str, str], _Source] = {}
+        self.waiters: list[asyncio.Future[None]] = []
+        self.announcing = Announcing()
+        self.was_heard = False
+
+    def heard(self, author: str, epoch: str, newest: int, now: float) -> float:
+        """When this sequence was first heard of."""
+        source = self.sources.pop((author, epoch), None) or _Source(now)
+        while len(self.sources) >= MAX_SOURCES:
+            del self.sources[next(iter(self.sources))]
+        self.sources[author, epoch] = source  # in the order of the last word
+        source.newest = max(source.newest, newest)
+        return source.first_heard
+
+
+class _Handle(NamedTuple):
+    """What an inbox item's swarm is."""
+
+    topic: _Topic
+    id: str
+
+
+class Swarms:
+    """All swarms of a spoke: broker.border.SwarmHandler, and the publisher's Ways."""
+
+    def __init__(self, link: Link, subscriptions: Subscriptions, gossips: Callable[[], bool]) -> None:
+        self._link, self._subscriptions, self._gossips = link, subscriptions, gossips
+        self.publisher: Publisher
+        self._topics: dict[str, _Topic] = {}
+        self._handles: dict[int, _Handle] = {}
+        link.hurries = lambda: bool(self._handles)
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._counts: Counter[str] = Counter()
+        self._stream_only: set[str] = set()
+        """Patterns of topics that the program wants by stream alone."""
+
+    # What the program wants.
+
+    async def joined(self, topic: str, timeout: float = JOIN_TIMEOUT) -> None:
+        """Asks for a swarm of this topic, and returns when it is heard. TopicError when the hub will have none."""
+        check_topic(topic)
+        if not self._gossips():
+            raise TopicError(f"{topic}: this spoke does not gossip (SpokeOptions.gossip)", code="NO_SWARM")
+        entry = self._open(topic)
+        if entry.machine.joined:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry.waiters.append(waiter)
+        try:
+            async with asyncio.timeout(timeout):
+                self._handle(entry, m.Want())
+                await waiter
+        except TimeoutError:
+            self._handle(entry, m.NoSwarm())
+            raise ConnectError(
+                f"{topic}: nobody of its swarm was heard within {timeout:g} s; the hub named "
+                f"{len(entry.swarms) or 'no'} swarm, and {entry.machine.neighbours} neighbours answered: "
+                "is UDP between this machine and the hub open in both directions?"
+            ) from None
+        finally:
+            entry.waiters.remove(waiter)
+            if entry.machine.idle:
+                self._forget(entry)
+
+    def was_heard(self, topic: str) -> bool:
+        """Whether a swarm of this topic has been heard since it was joined."""
+        return (entry := self._topics.get(topic)) is not None and entry.was_heard
+
+    def by_stream(self, pattern: str) -> None:
+        """From now on these topics come by stream alone."""
+        self._stream_only.add(pattern)
+        for topic, entry in list(self._topics.items()):
+            if matches(pattern, topic):
+                self._handle(entry, m.ToldToLeave())
+
+    # What the hub says.
+
+    def told(self, detail: Any) -> None:
+        """``topic.swarm``."""
+        said = invitation(detail)
+        topic, entry = said.topic, self._topics.get(said.topic)
+        if said.id is None and entry is not None:
+            self._handle(entry, m.ToldToLeave())
+        elif said.id is None or not self._may_follow(topic):
+            self._say(topic, m.TellHub(said.generation, False, 0))
+        else:
+            entry = self._open(topic)
+            entry.hubs, entry.authors = said.hubs, said.authors
+            for swarm in entry.swarms.values():
+                swarm.allow(hubs=said.hubs, authors=_sorted(said.authors))
+            self._handle(entry, m.Told(said.id, said.generation, self._learn(said.bootstrap), said.hubs))
+            self.publisher.look(topic)
+
+    def _may_follow(self, topic: str) -> bool:
+        if not self._gossips() or any(matches(pattern, topic) for pattern in self._stream_only):
+            return False
+        return topic in self._topics or len(self._topics) < MAX_SWARMS
+
+    def _learn(self, bootstrap: tuple[Peer, ...]) -> tuple[str, ...]:
+        """The NodeIds of others; where they are is learnt."""
+        endpoint = self._link.endpoint
+        assert endpoint is not None
+        others = [peer for peer in bootstrap if peer.node_id != endpoint.node_id]
+        for peer in others:
+            try:
+                endpoint.learn(*peer)
+            except ValueError as error:
+                raise FrameError(f"topic.swarm: bootstrap: {error}", close_code=CloseCode.BAD_MESSAGE) from None
+        return tuple(peer.node_id for peer in others)
+
+    def peers(self, detail: Any) -> None:
+        """``hub.peers``: who may gossip with this spoke."""
+        said = peer_list(detail)
+        if self._link.endpoint is not None and self._gossips():
+            try:
+                self._link.endpoint.admit_peers(said.add, said.remove, full=said.full)
+            except ValueError as error:
+                raise FrameError(f"hub.peers: {error}", close_code=CloseCode.BAD_MESSAGE) from None
+
+    def refused(self, topic: str, message: str) -> None:
+        """``hub.error NO_SWARM``."""
+        if (entry := self._topics.get(topic)) is not None:
+            error = TopicError(f"{topic}: the hub will have no swarm for it: {message}", code="NO_SWARM")
+            for waiter in entry.waiters:
+                if not waiter.done():
+                    waiter.set_exception(error)
+            self._handle(entry, m.NoSwarm())
+
+    def hub_up(self) -> None:
+        """After the subscriptions were made: the hub hears where we are, and what it may lack."""
+        for entry in list(self._topics.values()):
+            self._handle(entry, m.HubUp())
+            newest = list(entry.sources.items())[-MAX_HEADS:]
+            for (author, epoch), source in newest:
+                if author != self._me() and source.newest:
+                    head = {"topic": entry.name, "author": author, "epoch": epoch, "seq": source.newest}
+                    self._link.control("topic.head", head)
+
+    def hub_down(self) -> None:
+        for entry in list(self._topics.values()):
+            self._handle(entry, m.HubDown())
+
+    def close(self) -> None:
+        """Leaves everything. What is queued still goes, for a moment."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for entry in self._topics.values():
+            for waiter in entry.waiters:
+                if not waiter.done():
+                    waiter.set_exception(Closed("the spoke was closed"))
+            for swarm in entry.swarms.values():
+                swarm.leave()
+        self._topics.clear()
+        self._handles.clear()
+
+    # What the swarms bring (broker.border.SwarmHandler).
+
+    def neighbour(self, swarm: int, node_id: str, up: bool) -> None:
+        if (handle := self._handles.get(swarm)) is not None:
+            self._handle(handle.topic, m.Neighbour(handle.id, node_id, up))
+            self.publisher.look(handle.topic.name)
+
+    def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, frames: list[bytes | None]) -> None:
+        if (handle := self._handles.get(swarm)) is not None:
+            self.take(handle.topic.name, author, epoch, first_seq, frames)
+            self._handle(handle.topic, m.Heard(handle.id))
+
+    def headed(self, swarm: int, author: str, epoch: str, seq: int) -> None:
+        if (handle := self._handles.get(swarm)) is None:
+            return
+        topic = handle.topic
+        if author in topic.hubs:
+            self._handle(topic, m.Beat(handle.id))
+            return
+        heard = topic.heard(author, epoch, seq, time.monotonic())
+        self._subscriptions.on_swarm_head(topic.name, author, epoch, seq, heard)
+        self._handle(topic, m.Heard(handle.id))
+
+    def lagged(self, swarm: int) -> None:
+        """What is gone shows by its numbers; the swarm counts how often."""
+
+    def swarm_drained(self, swarm: int) -> None:
+        if (handle := self._handles.get(swarm)) is not None:
+            self.publisher.look(handle.topic.name)
+
+    def take(self, topic: str, author: str, epoch: str, first_seq: int, frames: list[bytes | None]) -> None:
+        """A checked batch, from a swarm or from somebody who was asked for it. What is only named is a hole."""
+        entry = self._topics.get(topic)
+        if entry is None or (entry.authors is not None and author not in entry.authors):
+            self._counts["uninvited"] += 1
+            return
+        now = time.monotonic()
+        heard = entry.heard(author, epoch, first_seq + len(frames) - 1, now)
+        if not self._subscriptions.wants(topic):
+            return
+        found = runs(topic, author, epoch, first_seq, frames)
+        if found is None:
+            self._counts["misplaced"] += 1
+            log.warning("%s: a batch of %s, signed, whose events are not what it says they are", topic, author[:10])
+            return
+        for seq, messages in found:
+            if messages:
+                self._subscriptions.on_gossip(topic, author, epoch, seq, messages, heard)
+            else:
+                self._subscriptions.on_swarm_head(topic, author, epoch, seq, heard)
+
+    # What goes into them (broker.spoke.publisher.Ways).
+
+    def open(self, topic: str) -> bool:
+        entry = self._topics.get(topic)
+        return entry is not None and bool(entry.machine.ids) and (entry.authors is None or self._me() in entry.authors)
+
+    def publish(self, topic: str, epoch: str, first_seq: int, frames: list[bytes]) -> bool:
+        entry = self._topics[topic]
+        for index, id in enumerate(entry.machine.ids):
+            if not entry.swarms[id].publish(epoch, first_seq, frames) and not index:
+                return False  # of the generation to come, what finds no room is a hole there
+        now = time.monotonic()
+        entry.announcing.published(now)
+        self._mind(entry, now)
+        heard = entry.heard(self._me(), epoch, first_seq + len(frames) - 1, now)
+        if self._subscriptions.wants(topic):  # nobody else brings us our own
+            messages = [decode(frame) for frame in frames]
+            self._subscriptions.on_gossip(topic, self._me(), epoch, first_seq, messages, heard)
+            self._subscriptions.on_batch()
+        return True
+
+    def message_bytes(self, topic: str) -> int:
+        entry = self._topics[topic]
+        return min((entry.swarms[id].message_bytes() for id in entry.machine.ids), default=0)
+
+    def batches(self, topic: str, author: str, epoch: str, a: int, b: int, most: int) -> list[bytes]:
+        """Signed batches that are kept and hold any of ``a..b``."""
+        entry = self._topics.get(topic)
+        for swarm in entry.swarms.values() if entry is not None else ():
+            if found := swarm.batches(author, epoch, a, b, most):
+                return found
+        return []
+
+    def hubs(self, topic: str) -> tuple[str, ...]:
+        entry = self._topics.get(topic)
+        return entry.hubs if entry is not None else ()
+
+    def counts(self) -> dict[str, int]:
+        """``swarms``; ``misplaced`` batches (their events are not what they say) and ``uninvited`` ones (of no topic or
+        author of ours); and the sums of the swarms' own counters, also of those that were left."""
+        found: Counter[str] = Counter(self._counts)
+        found["swarms"] = len(self._handles)
+        for entry in self._topics.values():
+            for swarm in entry.swarms.values():
+                found.update(swarm.counters())
+        return dict(found)
+
+    # Inside.
+
+    def _me(self) -> str:
+        return self._link.endpoint.node_id if self._link.endpoint is not None else ""
+
+    def _open(self, topic: str) -> _Topic:
+        if (entry := self._topics.get(topic)) is None:
+            entry = self._topics[topic] = _Topic(topic)
+            if self._link.up:
+                entry.machine.handle(m.HubUp(), time.monotonic())
+        return entry
+
+    def _handle(self, entry: _Topic, event: m.Event) -> None:
+        now = time.monotonic()
+        for effect in entry.machine.handle(event, now):
+            match effect:
+                case m.Join(id, bootstrap):
+                    self._join(entry, id, bootstrap)
+                case m.JoinPeers(id, bootstrap):
+                    if (swarm := entry.swarms.get(id)) is not None:
+                        swarm.join_peers(bootstrap)
+                case m.Leave(id):
+                    self._leave(entry, id)
+                case m.TellHub():
+                    self._told_hub(entry, effect)
+                case m.Subscribe():
+                    self._subscriptions.again(entry.name)
+        if entry.machine.idle and not entry.waiters:
+            self._forget(entry)
+        self._mind(entry, now)
+
+    def _join(self, entry: _Topic, id: str, bootstrap: tuple[str, ...]) -> None:
+        assert self._link.endpoint is not None
+        swarm = self._link.endpoint.join(
+            entry.name, bytes.fromhex(id), bootstrap, hubs=entry.hubs, authors=_sorted(entry.authors)
+        )
+        entry.swarms[id] = swarm
+        self._handles[swarm.id] = _Handle(entry, id)
+        self._subscriptions.gap_patience.setdefault(entry.name, random.uniform(*GAP_PATIENCE))
+
+    def _leave(self, entry: _Topic, id: str) -> None:
+        if (swarm := entry.swarms.pop(id, None)) is not None:
+            self._handles.pop(swarm.id, None)
+            self._counts.update({name: count for name, count in swarm.counters().items() if name not in NOW})
+            swarm.leave()
+
+    def _told_hub(self, entry: _Topic, said: m.TellHub) -> None:
+        self._say(entry.name, said)
+        self.publisher.look(entry.name)
+        if said.joined:
+            entry.was_heard = True
+            for waiter in entry.waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def _say(self, topic: str, said: m.TellHub) -> None:
+        self._link.control(
+            "topic.swarm",
+            {
+                "topic": topic,
+                "generation": said.generation,
+                "joined": said.joined,
+                "neighbours": said.neighbours,
+                "want": said.want,
+            },
+        )
+
+    def _forget(self, entry: _Topic) -> None:
+        if self._topics.get(entry.name) is entry:
+            del self._topics[entry.name]
+            self._subscriptions.gap_patience.pop(entry.name, None)
+            self.publisher.look(entry.name)
+
+    # Time.
+
+    def _mind(self, entry: _Topic, now: float) -> None:
+        """One timer for what is due first. It may come too early, and then looks at all again."""
+        if (due := _due(entry)) is None or self._topics.get(entry.name) is not entry:
+            return
+        if self._timer is not None:
+            if self._due <= due:
+                return
+            self._timer.cancel()
+        self._due = due
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, due - now), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        for entry in list(self._topics.values()):
+            if entry.announcing.tick(now):
+                self._announce(entry)
+            if (due := entry.machine.next_due()) is not None and due <= now:
+                self._handle(entry, m.Tick())
+            self._mind(entry, now)
+
+    def _announce(self, entry: _Topic) -> None:
+        self.publisher.check(entry.name)
+        if self.open(entry.name) and (newest := self.publisher.newest(entry.name)) is not None:
+            for id in entry.machine.ids:
+                entry.swarms[id].head(*newest)
+
+
+def _sorted(authors: frozenset[str] | None) -> list[str] | None:
+    return None if authors is None else sorted(authors)
+
+
+def _due(entry: _Topic) -> float | None:
+    due, head = entry.machine.next_due(), entry.announcing.due
+    return head if due is None else due if head is None else min(due, head)

@@ -1,0 +1,253 @@
+//! Opens signed batches (batch.rs has their layout): layout, topic, signature, and that every event is the one that
+//! its batch says. Pure: no pyo3 or tokio, no clock. Not here: who may sign for whom, duplicates and rates.
+
+use bytes::Bytes;
+use iroh::{PublicKey, Signature};
+
+use crate::batch::{
+    CONTEXT, Form, HASH, Header, Kind, MAX_SEQ, RAW, RAW_BYTES, REFERENCE, SIGNATURE, TEMPLATED,
+    VERSION, epoch_text,
+};
+use crate::event::Template;
+
+/// Why bytes are no batch of this topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// They break the layout, or an event says of itself what its batch does not.
+    Malformed(&'static str),
+    /// Another topic's.
+    WrongTopic,
+    /// Not the signer's signature.
+    BadSignature,
+}
+
+impl Fault {
+    /// The counter's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "malformed",
+            Self::WrongTopic => "wrong_topic",
+            Self::BadSignature => "bad_signature",
+        }
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = self.name();
+        match self {
+            Self::Malformed(what) => write!(out, "{name}: {what}"),
+            Self::WrongTopic => write!(out, "{name}: the batch is another topic's"),
+            Self::BadSignature => write!(out, "{name}: the signature is not the signer's"),
+        }
+    }
+}
+
+/// One event of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    /// The whole JSON message. It says of itself that it is this topic's, author's, epoch's and number's; whether the
+    /// rest of it is JSON has not been looked at.
+    Message(Bytes),
+    /// An event that fits no batch, to be had over a stream.
+    Reference {
+        /// Of the message.
+        size: u32,
+        /// BLAKE3 of the message.
+        hash: [u8; HASH],
+    },
+}
+
+/// A batch whose layout and signature hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opened {
+    /// What it says of itself.
+    pub header: Header,
+    /// The events from `header.first` on; none in a head.
+    pub items: Vec<Item>,
+}
+
+/// Opens a batch of `topic`. Total: whatever the bytes are, the answer is a batch or a fault. It allocates at most 64
+/// times the input's size (tiny events that leave much to the template), and 10 times before the signature was right.
+pub fn open(topic: &str, data: &[u8]) -> Result<Opened, Fault> {
+    open_vouched(topic, data, |_| false)
+}
+
+/// The same, without a look at the signature when `vouched` says that the signer has vouched for these bytes another way:
+/// it has named their hash in a later batch whose signature was looked at.
+pub fn open_vouched(
+    topic: &str,
+    data: &[u8],
+    vouched: impl FnOnce(&PublicKey) -> bool,
+) -> Result<Opened, Fault> {
+    let Some((body, signature)) = data.split_last_chunk::<SIGNATURE>() else {
+        return Err(Fault::Malformed("it is cut short"));
+    };
+    let mut reader = Reader(body);
+    let header = reader.header()?;
+    if reader.topic()? != topic.as_bytes() {
+        return Err(Fault::WrongTopic);
+    }
+    let forms = reader.forms(&header)?;
+    if !vouched(&header.signer) {
+        let signed = [CONTEXT, body].concat();
+        header
+            .signer
+            .verify(&signed, &Signature::from_bytes(signature))
+            .map_err(|_| Fault::BadSignature)?;
+    }
+    let items = items(topic, &header, &forms)?;
+    Ok(Opened { header, items })
+}
+
+/// The messages share one buffer: an inbox takes them all, and soon.
+fn items(topic: &str, header: &Header, forms: &[Form<'_>]) -> Result<Vec<Item>, Fault> {
+    let template = Template::new(topic, header.author.to_string(), epoch_text(header.epoch));
+    let numbered = || (header.first..).zip(forms);
+    let size = |(seq, form): (u64, &Form<'_>)| match form {
+        Form::Raw(message) => message.len(),
+        Form::Templated { detail, tail } => template.joined(detail, seq, tail),
+        Form::Reference { .. } => 0,
+    };
+    let mut out = Vec::with_capacity(numbered().map(size).sum());
+    let mut ends = Vec::with_capacity(forms.len());
+    for (seq, form) in numbered() {
+        let start = out.len();
+        match form {
+            Form::Raw(message) => out.extend_from_slice(message),
+            Form::Templated { detail, tail } => template.join(&mut out, detail, seq, tail),
+            Form::Reference { .. } => {}
+        }
+        if !matches!(form, Form::Reference { .. }) && !template.fits(&out[start..], seq) {
+            return Err(Fault::Malformed(
+                "an event is not the one that its batch says",
+            ));
+        }
+        ends.push(out.len());
+    }
+    let mut rest = Bytes::from(out);
+    let mut start = 0;
+    let mut cut = |(form, end): (&Form<'_>, usize)| {
+        let message = rest.split_to(end - std::mem::replace(&mut start, end));
+        match form {
+            Form::Reference { size, hash } => Item::Reference {
+                size: *size,
+                hash: *hash,
+            },
+            _ => Item::Message(message),
+        }
+    };
+    Ok(forms.iter().zip(ends).map(&mut cut).collect())
+}
+
+/// What is left of the bytes under the signature.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], Fault> {
+        let (taken, rest) = self
+            .0
+            .split_at_checked(count)
+            .ok_or(Fault::Malformed("it is cut short"))?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
+        let (taken, rest) = self
+            .0
+            .split_first_chunk()
+            .ok_or(Fault::Malformed("it is cut short"))?;
+        self.0 = rest;
+        Ok(*taken)
+    }
+
+    fn length<const N: usize>(&mut self) -> Result<usize, Fault> {
+        let bytes = self.array::<N>()?;
+        // N is at most 4: no target that iroh builds for has a smaller usize.
+        Ok(bytes
+            .iter()
+            .fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
+    }
+
+    fn number(&mut self) -> Result<u64, Fault> {
+        Ok(u64::from_be_bytes(self.array()?))
+    }
+
+    fn key(&mut self) -> Result<PublicKey, Fault> {
+        let bytes = self.array()?;
+        PublicKey::from_bytes(&bytes)
+            .map_err(|_| Fault::Malformed("its signer or author is no key"))
+    }
+
+    fn header(&mut self) -> Result<Header, Fault> {
+        if self.array()? != [VERSION] {
+            return Err(Fault::Malformed("its version is not 1"));
+        }
+        let kind = match self.array()? {
+            [0] => Kind::Events,
+            [1] => Kind::Head,
+            _ => return Err(Fault::Malformed("its kind is unknown")),
+        };
+        Ok(Header {
+            kind,
+            signer: self.key()?,
+            author: self.key()?,
+            epoch: self.number()?,
+            first: self.number()?,
+            started: self.number()?,
+            previous: self.array()?,
+        })
+    }
+
+    fn topic(&mut self) -> Result<&'a [u8], Fault> {
+        let length = self.length::<1>()?;
+        self.take(length)
+    }
+
+    fn forms(&mut self, header: &Header) -> Result<Vec<Form<'a>>, Fault> {
+        let count = self.length::<2>()?;
+        let last = header.first.checked_add(count.saturating_sub(1) as u64);
+        let right = match header.kind {
+            Kind::Events => count > 0 && header.first > 0,
+            Kind::Head => count == 0,
+        };
+        if !right || last.is_none_or(|last| last > MAX_SEQ) {
+            return Err(Fault::Malformed("its numbers cannot be"));
+        }
+        if count > self.0.len() / RAW_BYTES {
+            return Err(Fault::Malformed("it is cut short"));
+        }
+        let mut forms = Vec::with_capacity(count);
+        for _ in 0..count {
+            forms.push(self.form()?);
+        }
+        if !self.0.is_empty() {
+            return Err(Fault::Malformed("there are bytes after its events"));
+        }
+        Ok(forms)
+    }
+
+    fn form(&mut self) -> Result<Form<'a>, Fault> {
+        match self.array()? {
+            [RAW] => {
+                let length = self.length::<4>()?;
+                Ok(Form::Raw(self.take(length)?))
+            }
+            [TEMPLATED] => {
+                let length = self.length::<4>()?;
+                let detail = self.take(length)?;
+                let length = self.length::<2>()?;
+                Ok(Form::Templated {
+                    detail,
+                    tail: self.take(length)?,
+                })
+            }
+            [REFERENCE] => Ok(Form::Reference {
+                size: u32::from_be_bytes(self.array()?),
+                hash: self.array()?,
+            }),
+            _ => Err(Fault::Malformed("an event's form is unknown")),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Batches opened together: one signature answers for the chain before it, and for nobody else's. Taken by path, as in
+//! batch.rs.
+
+#![allow(dead_code, unused_imports)] // what of these files only others use
+
+#[path = "../src/batch.rs"]
+mod batch;
+mod batches;
+#[path = "../src/event.rs"]
+mod event;
+#[path = "../src/opening.rs"]
+mod opening;
+#[path = "../src/run.rs"]
+mod run;
+
+use batch::{Builder, Fault, hash};
+use batches::*;
+use bytes::Bytes;
+
+/// `count` batches of one event each, every one naming the one before.
+fn chain(count: u64) -> Vec<Bytes> {
+    let mut previous = [0; 32];
+    let link = |seq| {
+        let mut builder = builder(seq, LIMIT);
+        builder.push(event(seq, "1").as_bytes());
+        let data = builder.finish(&secret(1), previous);
+        previous = hash(&data);
+        data
+    };
+    (1..=count).map(link).collect()
+}
+
+/// What each of them is: its first number, or a fault.
+fn opened(run: &[&[u8]]) -> Vec<Result<u64, Fault>> {
+    let run: Vec<_> = run.iter().map(|data| Some(*data)).collect();
+    let checked = run::open(TOPIC, &run).into_iter().map(Option::unwrap);
+    let first = |one: run::Checked| one.opened.map(|opened| opened.header.first);
+    checked.map(first).collect()
+}
+
+/// With a signature that does not hold.
+fn unsigned(data: &[u8]) -> Vec<u8> {
+    let mut data = data.to_vec();
+    *data.last_mut().unwrap() ^= 1;
+    data
+}
+
+#[test]
+fn a_run_opens_as_its_batches_do_alone_in_any_order() {
+    let chain = chain(4);
+    let forward: Vec<&[u8]> = chain.iter().map(|data| &**data).collect();
+    assert_eq!(opened(&forward), [Ok(1), Ok(2), Ok(3), Ok(4)]);
+    let backward: Vec<&[u8]> = forward.iter().rev().copied().collect();
+    assert_eq!(opened(&backward), [Ok(4), Ok(3), Ok(2), Ok(1)]);
+}
+
+#[test]
+fn what_is_no_batch_keeps_its_place() {
+    let chain = chain(2);
+    let checked = run::open(
+        TOPIC,
+        &[None, Some(&chain[0]), None, Some(b"x"), Some(&chain[1])],
+    );
+    let there: Vec<_> = checked.iter().map(Option::is_some).collect();
+    assert_eq!(there, [false, true, false, true, true]);
+    assert_eq!(checked[1].as_ref().unwrap().hash, hash(&chain[0]));
+}
+
+#[test]
+fn other_bytes_than_the_signer_named_are_not_vouched_for() {
+    let chain = chain(3);
+    let forged = unsigned(&chain[1]);
+    let run: [&[u8]; 3] = [&chain[0], &forged, &chain[2]];
+    assert_eq!(opened(&run), [Ok(1), Err(Fault::BadSignature), Ok(3)]);
+}
+
+#[test]
+fn a_batch_that_does_not_hold_vouches_for_nobody() {
+    let chain = chain(2);
+    let first = unsigned(&chain[0]);
+    let mut builder = builder(2, LIMIT);
+    builder.push(event(2, "1").as_bytes());
+    let second = unsigned(&builder.finish(&secret(1), hash(&first)));
+    assert_eq!(opened(&[&first, &second]), [Err(Fault::BadSignature); 2]);
+}
+
+#[test]
+fn nobody_vouches_for_batches_of_another_signer() {
+    let victim = unsigned(&chain(1)[0]);
+    let mut builder = Builder::new(TOPIC, secret(2).public(), EPOCH, 7, 2, LIMIT).unwrap();
+    builder.push(b"1");
+    let named = builder.finish(&secret(2), hash(&victim));
+    assert_eq!(
+        opened(&[&victim, &named]),
+        [Err(Fault::BadSignature), Ok(2)]
+    );
+}
+
+#[test]
+fn a_signature_that_was_vouched_for_is_not_looked_at() {
+    // The one case in which it can be told: a signer that names bytes of its own whose signature does not hold.
+    let first = unsigned(&chain(1)[0]);
+    let mut builder = builder(2, LIMIT);
+    builder.push(event(2, "1").as_bytes());
+    let second = builder.finish(&secret(1), hash(&first));
+    assert_eq!(opened(&[&first, &second]), [Ok(1), Ok(2)]);
+}

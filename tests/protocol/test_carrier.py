@@ -1,0 +1,111 @@
+"""Which way a topic goes, and how much an author may have under way in a swarm."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.protocol.carrier import LEAST_SUBSCRIBERS, QUIET, Budget, Carrier, Load
+from broker.protocol.pacing import CALM, FIRST, LEAST, MOST, Pacing
+
+BUDGET = Budget(uplink_bytes=1_000_000, deliveries=10_000)
+
+
+def load(subscribers: int, *, events: float = 0.0, size: float = 0.0) -> Load:
+    return Load(subscribers=subscribers, events=events, bytes=size)
+
+
+def test_a_topic_moves_when_bytes_or_deliveries_pass_the_budget() -> None:
+    for heavy in (load(10, size=100_001), load(10, events=1_001)):
+        one = Carrier("auto", BUDGET)
+        assert not one.look(load(10, events=1_000, size=100_000), 0.0)
+        assert one.look(heavy, 1.0)
+        assert one.gossip
+        assert one.switches == 1
+
+
+def test_a_few_subscribers_stay_with_the_stream_whatever_it_costs() -> None:
+    one = Carrier("auto", BUDGET)
+    assert not one.look(load(LEAST_SUBSCRIBERS - 1, size=1e9), 0.0)
+    assert one.look(load(LEAST_SUBSCRIBERS, size=1e9), 1.0)
+
+
+def test_it_moves_back_after_ten_cheap_seconds_on_end() -> None:
+    one = Carrier("auto", BUDGET)
+    one.look(load(10, size=200_000), 0.0)
+    cheap, dear = load(10, size=30_000), load(10, size=40_000)
+    assert not one.look(cheap, 1.0)
+    assert not one.look(dear, 5.0), "a third of the budget is not below a third"
+    assert not one.look(cheap, 6.0)
+    assert not one.look(cheap, 6.0 + QUIET - 0.1)
+    assert one.look(cheap, 6.0 + QUIET)
+    assert not one.gossip
+
+
+def test_what_the_config_settles_is_settled() -> None:
+    stream, gossip = Carrier("stream", BUDGET), Carrier("gossip", BUDGET)
+    for second in range(60):
+        assert not stream.look(load(1_000, size=1e9), second)
+        assert not gossip.look(load(0), second)
+    assert not stream.pin(1)
+    stream.found()
+    assert not stream.gossip
+    assert gossip.gossip
+
+
+def test_an_author_that_asks_for_gossip_keeps_it_while_it_is_there() -> None:
+    one = Carrier("auto", BUDGET)
+    assert one.pin(1)
+    assert one.gossip
+    assert not any(one.look(load(0), float(second)) for second in range(60))
+    one.unpin(1)
+    assert not one.look(load(0), 60.0)
+    assert one.look(load(0), 60.0 + QUIET)
+
+
+def test_a_swarm_that_a_restarted_hub_finds_is_left_when_it_is_not_worth_it() -> None:
+    one = Carrier("auto", BUDGET)
+    one.found()
+    assert one.gossip
+    assert not one.look(load(1), 0.0)
+    assert one.look(load(1), QUIET)
+
+
+@given(st.lists(st.tuples(st.integers(0, 100), st.floats(0, 1e5), st.floats(0, 1e7)), max_size=200))
+def test_it_never_moves_more_often_than_once_in_ten_seconds_and_back(steps: list[tuple[int, float, float]]) -> None:
+    one, moves = Carrier("auto", BUDGET), []
+    for second, (subscribers, events, size) in enumerate(steps):
+        if one.look(load(subscribers, events=events, size=size), float(second)):
+            moves.append(second)
+    backs = moves[1::2]
+    assert all(back - there >= QUIET for there, back in zip(moves[::2], backs, strict=False))
+    assert one.gossip == (len(moves) % 2 == 1)
+    assert one.switches == len(moves)
+
+
+def test_a_window_grows_by_what_was_acknowledged_and_falls_to_half_in_trouble() -> None:
+    one = Pacing()
+    one.acknowledged(FIRST - 1, 0.0)
+    assert one.window == FIRST
+    one.acknowledged(1, 0.0)
+    assert one.window == int(FIRST * 1.12)
+    before = one.window
+    for moment in (1.0, 1.05, 1.1):
+        one.trouble(moment)
+    assert one.window == before // 2, "one wave of repairs is one trouble"
+    one.acknowledged(MOST, 1.2)
+    assert one.window == before // 2, "no growth so soon after"
+    one.trouble(1.01 + CALM)
+    assert one.window == before // 4
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 10_000), st.floats(0, 2)), max_size=300))
+def test_a_window_has_bounds(steps: list[tuple[bool, int, float]]) -> None:
+    one, now = Pacing(), 0.0
+    for trouble, events, seconds in steps:
+        now += seconds
+        if trouble:
+            one.trouble(now)
+        else:
+            one.acknowledged(events, now)
+        assert LEAST <= one.window <= MOST

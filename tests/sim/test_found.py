@@ -1,0 +1,93 @@
+"""Faults that the simulator has found, each as the small scenario that showed it. Not here: their seeds, which show
+something else as soon as scenarios are drawn in another way."""
+
+from __future__ import annotations
+
+from broker.protocol.sequence import Sequences
+from tests.sim.network import Weather
+from tests.sim.runner import Run
+from tests.sim.scenario import Action, Rings, Scenario, SpokeSpec, SubSpec
+
+
+def play(seed: int, spokes: list[SpokeSpec], actions: list[Action], weather: Weather, rings: Rings) -> Run:
+    scenario = Scenario(
+        seed=seed,
+        gentle=False,
+        weather=weather,
+        rings=rings,
+        hubs=1,
+        spokes=tuple(spokes),
+        actions=tuple(actions),
+        length=6.0,
+    )
+    made = Run(scenario)
+    made.run()
+    return made
+
+
+def test_who_hears_a_swarm_is_told_of_an_author_that_has_nothing_to_send_again() -> None:
+    """The hub told only those whom it feeds by stream."""
+    block = SubSpec(patterns=("t",), bound=2)
+    play(
+        208,
+        [
+            SpokeSpec(name="s4", subs=(SubSpec(patterns=("t",), since="start", bound=2),), unacked=10, retained=0,
+                      rate=0.99, speed=1, gossips=True),
+            SpokeSpec(name="s6", subs=(SubSpec(patterns=(">",), patience=0.0), block), gossips=True),
+            SpokeSpec(name="s12", subs=(SubSpec(patterns=("t.a", "u"), since=3, patience=0.0),), unacked=2, retained=0,
+                      rate=0.99, speed=1, pause=0.0, gossips=True),
+        ],
+        [
+            Action(0.499, "publish", "s4", ("t", 40, 20)),
+            Action(0.779, "publish", "s4", ("u", 3, 20)),
+            Action(1.648, "crash", "h1", (20.0, 0.1, False)),
+        ],
+        Weather(latency=0.05, jitter=0.01, loss=0.02, room=1, burst=1, gossip_loss=0.02, message_bytes=300),
+        Rings(events=10, bytes=4_000, carrier="gossip", gossips=True),
+    )  # fmt: skip
+
+
+def test_a_subscription_that_has_ended_asks_for_nothing() -> None:
+    """It went on asking for its holes, and the hub went on answering, for half a minute."""
+    ends = SubSpec(patterns=(">",), since="start", policy="disconnect", patience=0.0, bound=2)
+    made = play(
+        105,
+        [SpokeSpec(name="s6", subs=(SubSpec(patterns=("t",), patience=0.0), ends), retained=0, rate=0.99, speed=1)],
+        [Action(4.519, "publish", "s6", ("t.a", 40, 0))],
+        Weather(latency=0.002, room=1, burst=64),
+        Rings(events=3, bytes=4_000, patience=0.0),
+    )
+    spoke = made.spokes["s6"]
+    assert spoke.subs[1]._sequences.verdicts()[0].missing, "it ended with a hole"
+    assert spoke.subscriptions.repairs == 0
+
+
+def test_an_author_does_not_wait_for_what_its_hub_has_given_up() -> None:
+    """After a long split the hub had given up what the author then sent it, and never acknowledged that."""
+    made = play(
+        204,
+        [
+            SpokeSpec(name="s1", subs=(SubSpec(patterns=("t", "t.*"), patience=0.0, bound=10),), retained=0, rate=0.99,
+                      speed=5, pause=0.3, gossips=True),
+            SpokeSpec(name="s2", unacked=10, retained=5, rate=1.01, gossips=True),
+            SpokeSpec(name="s4", subs=(SubSpec(patterns=("t.>",), policy="drop_oldest", bound=10),), gossips=True),
+        ],
+        [
+            Action(2.557, "publish", "s2", ("t.b", 15, 0)),
+            Action(3.046, "publish", "s2", ("t.b", 40, 400)),
+            Action(3.285, "split", "net", (60.0, ("s1", "s2", "s4"))),
+        ],
+        Weather(latency=0.002, jitter=0.1, loss=0.02, room=1, burst=7, gossip_loss=0.3),
+        Rings(events=3, bytes=600, carrier="gossip", gossips=True),
+    )  # fmt: skip
+    assert not made.spokes["s2"].publisher.unacknowledged
+
+
+def test_a_new_sequence_begins_at_its_first_number_also_when_there_is_no_room() -> None:
+    """A swarm's batch overtook the stream and found a full queue: the sequence began there, and called what came before
+    settled. The verdict was ``complete``."""
+    sequences: Sequences[str] = Sequences()
+    sequences.left_out("t", "author", "epoch", 11, 0.0, new=True)
+    verdict = sequences.verdict("t", "author", "epoch")
+    assert verdict is not None
+    assert (verdict.start, verdict.missing) == (1, ((1, 11),))
