@@ -1,0 +1,124 @@
+"""The testbed as a person uses it: up, look, scale, break, look again, down."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from grafana.boards import BOARDS
+from tests.cluster.testbed import Testbed, run, until
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def testbed() -> Iterator[Testbed]:
+    bed = Testbed(f"brokertest{os.getpid()}")
+    try:
+        bed.build()
+        bed.up(spokes=3)
+        yield bed
+    finally:
+        bed.down()
+
+
+def _targets_up(bed: Testbed, spokes: int) -> bool:
+    up = [labels["job"] for labels, value in bed.query("up") if value == 1]
+    return {job: up.count(job) for job in ("hub", "spoke", "observer")} == {"hub": 2, "spoke": spokes, "observer": 1}
+
+
+def _flows(bed: Testbed) -> None:
+    """Events reach the observer, and calls are answered, from now on."""
+    received, answered = "sum(broker_observer_events_received_total)", 'sum(broker_calls_total{code="OK"})'
+    before = bed.value(received), bed.value(answered)
+    until(lambda: bed.value(received) > before[0] + 50 and bed.value(answered) > before[1] + 10, "traffic flows")
+
+
+def _settled(bed: Testbed, sequences: int) -> None:
+    """Every sequence has a verdict, and none of them says lost."""
+    good = 'sum(broker_observer_sequences{verdict=~"complete|repaired"})'
+    until(lambda: bed.value(good) >= sequences, f"{sequences} sequences complete or repaired")
+    assert bed.value("sum(broker_observer_events_lost_total)") == 0
+
+
+def test_the_testbed_comes_up_and_traffic_flows(testbed: Testbed) -> None:
+    until(lambda: _targets_up(testbed, 3), "all targets are up in Prometheus")
+    _flows(testbed)
+    _settled(testbed, 3)
+
+
+def test_scaled_nodes_appear_by_themselves(testbed: Testbed) -> None:
+    testbed.up(spokes=10)
+    until(lambda: _targets_up(testbed, 10), "ten nodes are up in Prometheus")
+    until(lambda: testbed.value("sum(broker_spokes_connected)") >= 11, "all have a hub")
+    _settled(testbed, 10)
+
+
+def test_the_hubs_are_one_realm(testbed: Testbed) -> None:
+    """A node of the second hub publishes; the observer, at the first, gets it."""
+    (hub,) = testbed.compose("ps", "-q", "hub2").split()
+    before = testbed.value("sum(broker_observer_sequences)")
+    run("docker", "exec", hub, "python3", "-m", "broker", "pub", "@/tickets/hub2", "lab.from-hub2", "{}")
+    until(lambda: testbed.value("sum(broker_observer_sequences)") > before, "an event of hub2 at the observer")
+
+
+def test_every_panel_shows_something(testbed: Testbed) -> None:
+    """Each expression of each dashboard, on this Prometheus. What may be empty says why (grafana/boards.py)."""
+    empty = [
+        (board.title, panel.title, legend)
+        for board in BOARDS
+        for panels in board.rows.values()
+        for panel in panels
+        for legend, expression in panel.queries.items()
+        if not testbed.query(re.sub(r"\$\w+", ".*", expression)) and not panel.empty
+    ]
+    assert empty == []
+
+
+def test_a_hub_that_is_killed_comes_back_and_nothing_is_lost(testbed: Testbed) -> None:
+    testbed.compose("kill", "hub1")
+    until(lambda: testbed.value('sum(up{job="hub"})') == 1, "Prometheus sees that a hub is gone")
+    until(lambda: testbed.query('ALERTS{alertname="HubDown", alertstate="firing"}'), "the alert fires")
+    testbed.compose("start", "hub1")
+    until(lambda: testbed.value("min(broker_spoke_connected)") == 1, "all nodes have their hub again")
+    _flows(testbed)
+    _settled(testbed, 10)
+
+
+def test_the_chaos_profile_breaks_hubs_and_says_so(testbed: Testbed) -> None:
+    """From inside the hubs' containers; the hub that is hit changes, since its nodes go to the other."""
+    testbed.compose("--profile", "chaos", "up", "-d", "--no-build", "--no-recreate", "chaos1", "chaos2")
+    until(lambda: testbed.query("broker_chaos_active == 1"), "something is being broken, and Prometheus knows what")
+    ended = "sum by (judgement) (broker_chaos_scenarios_total)"
+    until(lambda: sum(value for _, value in testbed.query(ended)) >= 2, "two scenarios are over")
+    assert testbed.value('sum(broker_chaos_scenarios_total{judgement="failed"})') == 0, testbed.compose(
+        "logs", "chaos1"
+    )
+    testbed.compose("--profile", "chaos", "stop", "chaos1", "chaos2")
+    until(lambda: not testbed.query('up{job="chaos"}'), "whoever broke things is gone from Prometheus")
+    until(lambda: testbed.value("min(broker_spoke_connected)") == 1, "what it broke is whole again")
+
+
+def test_containers_have_no_rights_they_do_not_need(testbed: Testbed) -> None:
+    (hub,) = testbed.compose("ps", "-q", "hub1").split()
+    inspected = run("docker", "inspect", "--format", "{{.HostConfig.ReadonlyRootfs}} {{.Config.User}}", hub)
+    assert inspected.split() == ["true", "broker"]
+    with pytest.raises(AssertionError, match="Read-only file system"):
+        run("docker", "exec", hub, "touch", "/opt/broker/x")
+
+
+def test_the_image_is_small(testbed: Testbed) -> None:
+    sizes = [
+        int(run("docker", "image", "inspect", "--format", "{{.Size}}", testbed.env[name]).strip())
+        for name in ("BROKER_IMAGE", "BASE_IMAGE")
+    ]
+    assert sizes[0] - sizes[1] <= 120_000_000
+
+
+def test_down_leaves_nothing(testbed: Testbed) -> None:
+    assert testbed.left()
+    testbed.down()
+    assert testbed.left() == []
