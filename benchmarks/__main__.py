@@ -14,19 +14,23 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.gossip import PARTS, GossipBench, build_bare
 from benchmarks.measure import Bench
 from benchmarks.processes import AGAINST
 from benchmarks.report import goals, machine, markdown
 from benchmarks.servers import OURS, certificates
 
 RESULTS = Path(__file__).parent / "results"
-FIGURES = ("calls", "fanout", "native", "cost", "memory")
+FIGURES = ("calls", "fanout", "native", "cost", "memory", "scrape")
+GOSSIP = "gossip"
+"""Only when it is asked for: it builds a Rust program."""
 console = Console(stderr=True)
 
 
 def main(
     figures: Annotated[
-        list[str] | None, typer.Argument(metavar="[FIGURE]...", help=f"Of {', '.join(FIGURES)}. Default: all.")
+        list[str] | None,
+        typer.Argument(metavar="[FIGURE]...", help=f"Of {', '.join(FIGURES)} (default: these), {GOSSIP}."),
     ] = None,
     systems: Annotated[str, typer.Option(help="Who takes part, with commas.")] = "driven,threaded,nats,redis",
     rounds: Annotated[int, typer.Option(min=1, max=20, help="Turns of each system; the figure is their median.")] = 5,
@@ -34,7 +38,10 @@ def main(
     subscribers: Annotated[str, typer.Option(help="Numbers of subscribers for fanout and native.")] = "10,100",
     inflight: Annotated[str, typer.Option(help="Calls at a time.")] = "1,64",
     processes: Annotated[int, typer.Option(min=1, max=8, help="The subscribers are spread over so many.")] = 1,
-    spokes: Annotated[int, typer.Option(min=10, max=5000, help="For memory.")] = 1000,
+    spokes: Annotated[int, typer.Option(min=10, max=5000, help="For memory and scrape.")] = 1000,
+    gossip_spokes: Annotated[str, typer.Option(help="Numbers of spokes for gossip beside bare iroh-gossip.")] = "10,50",
+    gossip_cost: Annotated[str, typer.Option(help="Numbers of spokes for what gossip costs the hub.")] = "10,50,200",
+    gossip_parts: Annotated[str, typer.Option(help="Parts of gossip.")] = ",".join(PARTS),
     against: Annotated[
         str, typer.Option(help="Another checkout with its extension built: `before` among the systems.")
     ] = "",
@@ -42,11 +49,15 @@ def main(
 ) -> None:
     """Measures the hub beside NATS and Redis Streams in the same run, all with TLS, over loopback."""
     chosen = figures or list(FIGURES)
-    if unknown := set(chosen) - set(FIGURES):
-        raise typer.BadParameter(f"{', '.join(unknown)}: the figures are {', '.join(FIGURES)}")
+    if unknown := set(chosen) - {*FIGURES, GOSSIP}:
+        raise typer.BadParameter(f"{', '.join(unknown)}: the figures are {', '.join(FIGURES)}, {GOSSIP}")
     names = systems.split(",")
     if against:
         os.environ[AGAINST] = against
+    parts = gossip_parts.split(",")
+    if wrong := set(parts) - set(PARTS):
+        raise typer.BadParameter(f"{', '.join(wrong)}: the parts of gossip are {', '.join(PARTS)}")
+    bare = build_bare() if GOSSIP in chosen else None
     lines: list[dict[str, Any]] = [machine()]
     console.print(f"load {lines[0]['load']}; others: {', '.join(lines[0]['others']) or 'none'}")
 
@@ -57,7 +68,10 @@ def main(
     print(orjson.dumps(lines[0]).decode(), flush=True)
     with tempfile.TemporaryDirectory(prefix="broker-bench-") as directory:
         bench = Bench(certificates(Path(directory)), Path(directory), rounds, scale, tell)
+        gossip = GossipBench(Path(directory) / "log", rounds, scale, tell)
         try:
+            if bare is not None:
+                asyncio.run(gossip.run(parts, _numbers(gossip_spokes), _numbers(gossip_cost), bare))
             asyncio.run(_measure(bench, chosen, names, _numbers(subscribers), _numbers(inflight), processes, spokes))
         except BaseException:
             console.print((Path(directory) / "log").read_text()[-6000:], markup=False)
@@ -103,6 +117,8 @@ async def _measure(
             await bench.event_cost(system, (10, 100, 1_000), events=1_600, burst=16, pause=0.1)
     if "memory" in chosen:
         await bench.memory(ours, spokes, processes=4)
+    if "scrape" in chosen:
+        await bench.scrape(ours, spokes, processes=4)
 
 
 def _numbers(text: str) -> list[int]:

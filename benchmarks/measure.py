@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.load import STEP
 from benchmarks.processes import Cpu, Worker
+from benchmarks.scrape import scrapes
 from benchmarks.servers import OURS, Server, start_server
 
 __all__ = ["Bench"]
@@ -169,6 +170,16 @@ class Bench:
                 kib = (server.process.rss - before) / spokes / 1024
                 seen = await server.worker.ask({"do": "look"}) if system in OURS else {}
                 self._figure("memory", system, [{"kib_per_spoke": kib}], ("kib_per_spoke",), spokes=spokes, **seen)
+
+    async def scrape(self, systems: Sequence[str], spokes: int, processes: int) -> None:
+        """What a scrape costs a hub with so many idle spokes."""
+
+        def tell(
+            figure: str, system: str, turns: list[dict[str, Any]], names: tuple[str, ...], seen: dict[str, Any]
+        ) -> None:
+            self._figure(figure, system, turns, names, **seen)
+
+        await scrapes(systems, spokes, processes, self._log, tell)
 
     def _figure(
         self, figure: str, system: str, results: list[dict[str, Any]], names: tuple[str, ...], **context: Any

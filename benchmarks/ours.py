@@ -13,6 +13,9 @@ from benchmarks.processes import WorkerIO
 from broker import Hub, HubConfig, Spoke, connect
 from broker import _gossip_ext as ext
 from broker.border import attach
+from broker.config import TopicsConfig
+from broker.hub.exposition import encode as encode_metrics
+from broker.hub.metrics import HubMetrics
 from broker.protocol.codec import decode, encode
 from broker.protocol.ticket import Ticket
 
@@ -22,8 +25,9 @@ CONNECT_SECONDS = 60.0
 
 
 async def hub(job: dict[str, Any], io: WorkerIO) -> None:
-    """``http`` is off: a scrape in the middle of a figure would be in it."""
-    async with Hub(HubConfig(open=True, http="")) as hub:
+    """``http`` is off unless asked for: a scrape in the middle of a figure would be in it. Topics stay on streams,
+    which is what is measured: left to itself (``auto``) the hub moves a topic of this rate to gossip."""
+    async with Hub(HubConfig(open=True, http=job.get("http", ""), topics=TopicsConfig(carrier="stream"))) as hub:
         profile: cProfile.Profile | None = None
 
         async def do(order: dict[str, Any]) -> dict[str, Any]:
@@ -39,11 +43,30 @@ async def hub(job: dict[str, Any], io: WorkerIO) -> None:
                     if path := order.get("dump"):
                         profile.dump_stats(path)
                     return _calls_of(profile)
+                case "fill":
+                    _use_all_labels(hub.router.metrics)
+                    return {}
+                case "encode":
+                    return {"seconds": [_encoded(hub.router.metrics) for _ in range(order["times"])]}
                 case _:
                     sessions = hub.router.sessions.values()
                     return {"connected": len(sessions), "slow": sum(session.slow for session in sessions)}
 
-        await io.serve(do, ticket=hub.ticket)
+        await io.serve(do, ticket=hub.ticket, http=hub.http_address)
+
+
+def _use_all_labels(metrics: HubMetrics) -> None:
+    for number in range(1_000):
+        for carrier in ("stream", "gossip"):
+            metrics.topic(f"invented.topic.{number}", carrier).published += number
+        for code in ("OK", "TIMEOUT", "EXECUTION_ERROR"):
+            metrics.call_ended(f"invented.operation.{number}", code, number / 1e4, f"{number:032x}-1")
+
+
+def _encoded(metrics: HubMetrics) -> float:
+    began = time.perf_counter()
+    encode_metrics(metrics.registry, openmetrics=True)
+    return time.perf_counter() - began
 
 
 def _calls_of(profile: cProfile.Profile) -> dict[str, Any]:

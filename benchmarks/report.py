@@ -17,6 +17,8 @@ import psutil
 __all__ = ["goals", "machine", "markdown"]
 
 Figures = list[dict[str, Any]]
+CARRIERS = ("gossip", "stream", "auto")
+"""What the figures of gossip name as their system, when it is ours."""
 
 
 def machine() -> dict[str, Any]:
@@ -146,10 +148,16 @@ def goals(figures: Figures) -> list[tuple[str, str, str, str]]:
                     f"{kib / 115:.2f}{met}",
                 )
             )
+    for one in figures:
+        if one["figure"] == "scrape":
+            ms = one["held_ms"]
+            what = f"ms that a scrape holds a hub of {one['spokes']:,} spokes up, {one['labels']} labels in use"
+            reached = f"{ms:.1f}, {one['series']:,} series ({NAMES[one['system']]})"
+            rows.append((what, "< 20", reached, f"{ms / 20:.2f}{'' if ms < 20 else '  MISSED'}"))
     lost = sum(
         one.get("missing", 0) + one.get("doubled", 0) + one.get("faults", 0)
         for one in figures
-        if one.get("system") in OURS
+        if one.get("system") in (*OURS, *CARRIERS)
     )
     ends = sum(len(one.get("disconnected", ())) for one in figures if one.get("system") in OURS)
     if ends:

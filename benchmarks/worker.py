@@ -19,6 +19,7 @@ SYSTEMS = {
     "threaded-asyncio": ("ours", "asyncio"),
     "before": ("ours", "driven"),
     "bare": ("bare", "driven"),
+    "gossip": ("gossip_peer", "driven"),
     "nats": ("nats_peer", "uvloop"),
     "nats-asyncio": ("nats_peer", "asyncio"),
     "redis": ("redis_peer", "uvloop"),

@@ -1,0 +1,257 @@
+"""Topics over gossip: flat out and at a steady rate beside bare iroh-gossip, what the hub spends on either carrier, and
+the repair of a hole. Not here: the participants (gossip_peer.py, bare_gossip/)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from benchmarks.processes import Cpu, Worker
+
+__all__ = ["PARTS", "GossipBench", "build_bare"]
+
+PARTS = ("flat", "latency", "cost", "auto", "repair")
+HERE = Path(__file__).parent
+SIZE = 256
+SPOKE_PROCESSES = 2
+SETTLE_SECONDS = 2.0
+RESULT_SECONDS = 60.0
+BARE_SECONDS = 150.0
+BUILD_SECONDS = 1_800.0
+RATE = 100.0
+COST_RATE = 200.0
+SMALL_UPLINK = 256 << 10
+"""Bytes a second: streams of 200 events/s to 10 spokes (some 0.8 MB/s) pass it; the default is far above them."""
+AUTO_LIMIT = 15.0
+HOLE = 1_000
+FORGET_SECONDS = 30.0
+
+
+def build_bare() -> Path:
+    """The program of bare iroh-gossip; minutes the first time, seconds after."""
+    target = os.environ.get("CARGO_TARGET_DIR") or str(HERE / "bare_gossip" / "target")
+    manifest = str(HERE / "bare_gossip" / "Cargo.toml")
+    subprocess.run(
+        ["cargo", "build", "--quiet", "--locked", "--release", "--manifest-path", manifest],
+        env={**os.environ, "CARGO_TARGET_DIR": target},
+        check=True,
+        timeout=BUILD_SECONDS,
+    )
+    return Path(target) / "release" / "bare_gossip"
+
+
+class Swarm:
+    """A hub, an author and spokes, each a process or a share of one."""
+
+    def __init__(self, hub: Worker, author: Worker, spokes: list[Worker], count: int) -> None:
+        self.hub, self.author, self.spokes, self.count = hub, author, spokes, count
+        self.next = 0
+
+    async def all(self, **order: Any) -> list[dict[str, Any]]:
+        for worker in self.spokes:
+            worker.tell(order)
+        return [await worker.answer() for worker in self.spokes]
+
+    async def publish(self, events: int, rate: float) -> dict[str, Any]:
+        first, self.next = self.next, self.next + events
+        return await self.author.ask({"events": events, "first": first, "rate": rate})
+
+    async def carry(self, events: int, rate: float) -> dict[str, Any]:
+        """Publishes, and what became of it everywhere."""
+        await self.all(do="begin", first=self.next, events=events)
+        sent = await self.publish(events, rate)
+        return self.summary(sent["began"], events, await self.all(do="result", seconds=RESULT_SECONDS))
+
+    def summary(self, began: float, events: int, reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        received = sum(report["received"] for report in reports)
+        seconds = max(report["ended"] for report in reports) - began
+        latencies = sorted(one for report in reports for one in report["latencies"])
+        return {
+            "delivered_percent": round(100 * received / (events * self.count), 3),
+            "missing": events * self.count - received,
+            "per_second": round(received / seconds),
+            "seconds": round(seconds, 4),
+            "p50_ms": _pick(latencies, 50),
+            "p99_ms": _pick(latencies, 99),
+            "faults": sum(report["faults"] for report in reports),
+            "verdicts": sorted({word for report in reports for word in report["verdicts"]}),
+            "carriers": sorted({word for report in reports for word in report["carriers"]}),
+        }
+
+
+class GossipBench:
+    """One run."""
+
+    def __init__(self, log: Path, rounds: int, scale: float, tell: Callable[[dict[str, Any]], None]) -> None:
+        self._log, self._rounds, self._scale = log, rounds, scale
+        self._tell_line = tell
+
+    def _tell(self, figure: str, system: str, subscribers: int, **values: Any) -> None:
+        load = round(os.getloadavg()[0], 2)
+        self._tell_line({"figure": figure, "system": system, "subscribers": subscribers, **values, "load": load})
+
+    def _events(self, count: int) -> int:
+        return max(50, int(count * self._scale))
+
+    async def run(self, parts: Sequence[str], flat: Sequence[int], cost: Sequence[int], bare: Path) -> None:
+        """The parts by name; ``flat`` and ``cost`` are numbers of spokes."""
+        for count in flat:
+            if "flat" in parts:
+                await self._beside_bare("gossip-flat", bare, count, self._events(200_000 // count), 0)
+        if "latency" in parts:
+            await self._beside_bare("gossip-latency", bare, max(flat), self._events(500), RATE)
+        for count in cost:
+            for carrier in ("gossip", "stream") if "cost" in parts else ():
+                await self._cost(carrier, count)
+        if "auto" in parts:
+            for uplink in (SMALL_UPLINK, None):
+                await self._auto(min(cost), uplink)
+        if "repair" in parts:
+            await self._repair(max(flat) * 2)
+
+    @asynccontextmanager
+    async def _swarm(self, carrier: str, count: int, **topics: Any) -> AsyncIterator[Swarm]:
+        async with AsyncExitStack() as stack:
+
+            async def worker(role: str, **job: Any) -> Worker:
+                one = await Worker.of({"system": "gossip", "role": role, **job}, self._log)
+                stack.push_async_callback(one.end)
+                return one
+
+            hub = await worker("hub", topics={"carrier": carrier, **topics})
+            job = {"ticket": hub.ready["ticket"], "carrier": carrier, "size": SIZE}
+            shares = [count // SPOKE_PROCESSES + (n < count % SPOKE_PROCESSES) for n in range(SPOKE_PROCESSES)]
+            spokes = [await worker("spokes", subscribers=share, **job) for share in shares if share]
+            author = await worker("author", **job)
+            await asyncio.sleep(SETTLE_SECONDS)
+            yield Swarm(hub, author, spokes, count)
+
+    async def _beside_bare(self, figure: str, bare: Path, count: int, events: int, rate: float) -> None:
+        for turn in range(self._rounds):
+            async with self._swarm("gossip", count) as swarm:
+                self._tell(figure, "gossip", count, turn=turn, events=events, **await swarm.carry(events, rate))
+            self._tell(figure, "bare", count, turn=turn, events=events, **await self._bare(bare, count, events, rate))
+
+    async def _bare(self, bare: Path, count: int, events: int, rate: float) -> dict[str, Any]:
+        command = (str(bare), str(count), str(events), str(SIZE), str(rate))
+        with self._log.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=log)
+        try:
+            async with asyncio.timeout(BARE_SECONDS):
+                out, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode:
+            raise RuntimeError(f"bare_gossip ended with status {process.returncode}; see the log of the run")
+        value: dict[str, Any] = orjson.loads(out)
+        return {
+            "delivered_percent": round(100 * value["received"] / value["expected"], 3),
+            "per_second": round(value["received"] / value["seconds"]),
+            **{name: value[name] for name in ("seconds", "p50_ms", "p99_ms", "lagged")},
+        }
+
+    async def _cost(self, carrier: str, count: int) -> None:
+        """CPU and bytes of the hub an event, less what the same time costs when nothing is published."""
+        events = self._events(1_000)
+        async with self._swarm(carrier, count) as swarm:
+            idle_cpu, idle_bytes, _ = await _spent(swarm, asyncio.sleep(events / COST_RATE))
+            cpu, sent, result = await _spent(swarm, swarm.carry(events, COST_RATE))
+            share = result["seconds"] / (events / COST_RATE)
+        self._tell(
+            "gossip-cost",
+            carrier,
+            count,
+            events=events,
+            hub_cpu_us=round((cpu - idle_cpu * share) / events * 1e6, 1),
+            hub_bytes=round((sent - idle_bytes * share) / events),
+            idle_cpu_ms_per_s=round(idle_cpu / (events / COST_RATE) * 1e3, 1),
+            idle_bytes_per_s=round(idle_bytes / (events / COST_RATE)),
+            **{name: result[name] for name in ("delivered_percent", "missing", "verdicts", "carriers", "faults")},
+        )
+
+    async def _auto(self, count: int, uplink: int | None) -> None:
+        """The carrier that ``auto`` has come to, by what the uplink may carry."""
+        topics = {} if uplink is None else {"uplink_bytes": uplink}
+        async with self._swarm("auto", count, **topics) as swarm:
+            events, seconds = 0, time.monotonic()
+            carrier = "stream"
+            while time.monotonic() - seconds < (AUTO_LIMIT if uplink is not None else AUTO_LIMIT / 3):
+                await swarm.publish(int(COST_RATE), COST_RATE)
+                events += int(COST_RATE)
+                carrier = (await swarm.hub.ask({"do": "look"}))["carrier"]
+                if carrier == "gossip":
+                    break
+            result = await swarm.carry(int(COST_RATE), COST_RATE)
+        self._tell(
+            "gossip-auto", "auto", count, uplink_bytes=uplink, carrier=carrier, before=events,
+            **{name: result[name] for name in ("delivered_percent", "missing", "verdicts", "faults", "carriers")},
+        )  # fmt: skip
+
+    async def _repair(self, count: int) -> None:
+        """``HOLE`` events are lost at one spoke, then at all; timed from the event that shows the hole."""
+        async with self._swarm("gossip", count) as swarm:
+            for holes in (1, count):
+                self._tell("gossip-repair", "gossip", count, **await self._hole(swarm, holes))
+
+    async def _hole(self, swarm: Swarm, holes: int) -> dict[str, Any]:
+        first = swarm.next
+        readers = 1 if holes == 1 else swarm.count
+        first_worker = swarm.spokes[:1] if holes == 1 else swarm.spokes
+        for worker in first_worker:
+            await worker.ask({"do": "hole", "readers": readers, "first": first, "last": first + HOLE - 1})
+        await swarm.all(do="begin", first=first, events=HOLE + 1)
+        start = await swarm.hub.ask({"do": "look"})
+        cpu = Cpu(swarm.hub.pid)
+        await swarm.publish(HOLE, COST_RATE * 5)
+        deadline = time.monotonic() + FORGET_SECONDS
+        for worker in first_worker:
+            while (await worker.ask({"do": "forgotten", "readers": readers}))["least"] < HOLE:
+                if time.monotonic() > deadline:
+                    raise RuntimeError("the events that were to be lost did not come")
+                await asyncio.sleep(0.05)
+        before = await swarm.hub.ask({"do": "look"})
+        publishing = cpu.since()["all"]
+        sent = await swarm.publish(1, 0)
+        reports = await swarm.all(do="result", seconds=RESULT_SECONDS)
+        after = await swarm.hub.ask({"do": "look"})
+        ends = sorted(end for report in reports for end in report["ends"])
+        return {
+            "holes": holes,
+            "hole_events": HOLE,
+            "seconds": round(ends[-1] - sent["began"], 4),
+            "median_seconds": round(ends[len(ends) // 2] - sent["began"], 4),
+            "hub_cpu_ms": round(cpu.since()["all"] * 1e3, 2),
+            "hub_cpu_ms_publishing": round(publishing * 1e3, 2),
+            "hub_bytes": after["bytes"] - before["bytes"],
+            "repairs_too_early": before["repairs"] - start["repairs"],
+            "repairs_served": after["repairs"] - before["repairs"],
+            "repaired_events": after["repaired"] - before["repaired"],
+            **{
+                name: value
+                for name, value in swarm.summary(sent["began"], HOLE + 1, reports).items()
+                if name in ("delivered_percent", "missing", "verdicts", "faults")
+            },
+        }
+
+
+async def _spent(swarm: Swarm, work: Any) -> tuple[float, int, Any]:
+    """CPU seconds and bytes of the hub while ``work`` lasts."""
+    before = (await swarm.hub.ask({"do": "look"}))["bytes"]
+    cpu = Cpu(swarm.hub.pid)
+    result = await work
+    spent = cpu.since()["all"]
+    return spent, (await swarm.hub.ask({"do": "look"}))["bytes"] - before, result
+
+
+def _pick(ordered: Sequence[float], percent: int) -> float | None:
+    return round(ordered[min(len(ordered) - 1, len(ordered) * percent // 100)], 3) if ordered else None
