@@ -26,6 +26,7 @@ __all__ = [
     "Endpoint",
     "Group",
     "Overview",
+    "Relay",
     "Swarm",
     "drive",
     "forget",
@@ -152,6 +153,7 @@ class Endpoint:
         *,
         bind: str = "127.0.0.1:0",
         relay_urls: Sequence[str] = ...,
+        relay_ca: bytes | None = None,
         accept: bool = False,
         open: bool = False,
         max_frame_bytes: int = 1_048_576,
@@ -164,7 +166,9 @@ class Endpoint:
         gossip_message_bytes: int = 0,
     ) -> Endpoint:
         """Binds ``bind`` (``ip:port``, ``[v6]:port``; port 0 is a free one) and contacts nobody, unless relays are
-        given. ``accept`` takes incoming connections; ``open`` admits every NodeId that is not denied (default: only the
+        given. Those are asked by QUIC for this endpoint's public address, at the UDP port of their URL (7842 for one
+        without); their names are looked up as the system says. ``relay_ca``: PEM, the only authorities to believe about
+        relays, in place of those that browsers believe. ``accept`` takes incoming connections; ``open`` admits every NodeId that is not denied (default: only the
         allow set). ``*_queue_bytes`` bound each connection's lanes; ``inbox_bytes`` bounds what a connection may have
         read ahead of Python, then its reader stops and QUIC pushes back on the peer. ``open_timeout``: an accepted
         connection must bring its stream and the header of its first frame in time; before that it is unknown to Python.
@@ -295,6 +299,47 @@ class Group:
         """Queues the payloads on every member's TOPICS lane: framed once, one shared buffer, all or none for each
         member. Returns the members whose lane was full: they got nothing, and have left the group (DRAINED follows
         when there is room)."""
+
+@final
+class Relay:
+    """A relay server for iroh: NodeIds that connect to it reach each other through it, whatever NAT they are behind. It
+    sees who talks to whom and how much, and nothing of what they say. Close it, or it closes when it is dropped."""
+
+    @staticmethod
+    def start(
+        *,
+        bind: str = "127.0.0.1:0",
+        tls_cert: bytes | None = None,
+        tls_key: bytes | None = None,
+        open: bool = False,
+        allow: Sequence[str] = ...,
+    ) -> Relay:
+        """Serves https at ``bind`` (``ip:port``) and QUIC address discovery at the same port of UDP (at 7842 beside
+        443, which no URL names). ``tls_cert`` is a PEM chain, ``tls_key`` its PEM key; without both it is plain http, for
+        a lab: whoever listens in sees who is there, and nobody behind NAT learns its address, so all stays with the
+        relay. ``open`` admits every NodeId, else ``allow`` alone. Raises broker.errors.BindError (names the address),
+        ValueError for a certificate or key that cannot be right (begins with ``tls_cert:`` or ``tls_key:``)."""
+
+    def address(self) -> str:
+        """``ip:port`` of TCP."""
+
+    def quic_address(self) -> str | None:
+        """``ip:port`` of UDP; None without TLS."""
+
+    def admit(self, *, open: bool, allow: Sequence[str]) -> int:
+        """Replaces who is admitted, and ends the connections of the others, within 30 s at worst for one that is just
+        being made. Returns how many NodeIds that cuts off."""
+
+    def certify(self, tls_cert: bytes, tls_key: bytes) -> None:
+        """Shows this certificate to whoever connects from now on. ValueError as from :meth:`start`; then the one before
+        stays."""
+
+    def counters(self) -> dict[str, int]:
+        """Totals: accepted and refused (connections), cut (NodeIds no longer admitted), bytes_in, bytes_out, packets_in,
+        packets_out, packets_dropped (nobody of that NodeId was there). And now: clients (NodeIds), connections."""
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Ends all connections and frees the ports. A second call does nothing."""
 
 @final
 class Swarm:

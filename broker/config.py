@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -33,6 +33,7 @@ from broker.config_values import (
     TopicPattern,
     TopicPatterns,
     UdpAddress,
+    relay_url,
     scope_name,
     split_address,
 )
@@ -50,10 +51,13 @@ __all__ = [
     "LimitsConfig",
     "MetricsConfig",
     "ScopeConfig",
+    "Table",
     "TopicsConfig",
     "describe_keys",
     "key_lines",
+    "load",
     "load_config",
+    "relay_url",
     "scope_name",
     "split_address",
 ]
@@ -61,11 +65,13 @@ __all__ = [
 ENVIRONMENT_PREFIX: Final = "BROKER_"
 
 
-class _Table(BaseModel):
+class Table(BaseModel):
+    """Of keys: each has a type and a default, and none other is taken."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class AdmissionConfig(_Table):
+class AdmissionConfig(Table):
     """Who may connect: ``deny`` beats ``allow`` beats the hub's ``open``."""
 
     allow: tuple[NodeId, ...] = ()
@@ -74,7 +80,7 @@ class AdmissionConfig(_Table):
     """May change admission while the hub runs. They are admitted too."""
 
 
-class ScopeConfig(_Table):
+class ScopeConfig(Table):
     """What those who have a scope may do, by pattern: ``*`` is one token, a last ``>`` one or more."""
 
     call: OperationPatterns = ()
@@ -83,7 +89,7 @@ class ScopeConfig(_Table):
     subscribe: TopicPatterns = ()
 
 
-class AccessConfig(_Table):
+class AccessConfig(Table):
     """What the admitted may do. Without any scope they may do everything."""
 
     scopes: dict[ScopeName, ScopeConfig] = {}
@@ -102,7 +108,7 @@ class AccessConfig(_Table):
         return value
 
 
-class TopicsConfig(_Table):
+class TopicsConfig(Table):
     """What the hub keeps of each topic for those who come late or fall behind."""
 
     ring_events: Annotated[int, Field(ge=16, le=10_000_000)] = 10_000
@@ -122,7 +128,7 @@ class TopicsConfig(_Table):
     """The same in deliveries a second."""
 
 
-class GossipConfig(_Table):
+class GossipConfig(Table):
     """Topics that travel peer to peer."""
 
     enabled: bool = True
@@ -131,7 +137,7 @@ class GossipConfig(_Table):
     """The largest gossip message, the same at every hub of the realm. A larger event is fetched by stream."""
 
 
-class LimitsConfig(_Table):
+class LimitsConfig(Table):
     """Bounds that keep one peer from harming the others."""
 
     max_frame_bytes: Annotated[int, Field(ge=2 * KIB, le=64 * MIB)] = MIB
@@ -163,21 +169,21 @@ class LimitsConfig(_Table):
     """A path that is silent for so long is dead."""
 
 
-class CallsConfig(_Table):
+class CallsConfig(Table):
     """Calls whose caller does not say."""
 
     default_timeout: Seconds = 30.0
     max_timeout: Seconds = 3_600.0
 
 
-class MetricsConfig(_Table):
+class MetricsConfig(Table):
     """How many label values spokes can make; what comes later is counted under ``other``."""
 
     topic_labels: Annotated[int, Field(ge=0, le=100_000)] = 200
     operation_labels: Annotated[int, Field(ge=0, le=100_000)] = 200
 
 
-class HubConfig(_Table):
+class HubConfig(Table):
     """Everything that a hub can be told. Times are seconds, sizes bytes."""
 
     key: Path | None = None
@@ -188,6 +194,9 @@ class HubConfig(_Table):
     http: HttpAddress = "127.0.0.1:9464"
     """``""`` or ``"off"``: no HTTP."""
     relays: tuple[RelayUrl, ...] = ()
+    """Relays to be reachable through. They stand in the ticket."""
+    relay_ca: Path | None = None
+    """PEM file of the authorities that sign the relays' certificates; without it those that browsers believe."""
     ticket_file: Path | None = None
     """Gets the ticket once the hub accepts connections."""
     dial: tuple[str, ...] = ()
@@ -223,11 +232,25 @@ def load_config(
     env: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> HubConfig:
-    """The config of a file, the environment (``os.environ`` unless given) and flags. Keys of ``overrides`` are dotted;
-    those that are None are left out. Raises :class:`ConfigError`."""
+    """A hub's config, see :func:`load`."""
+    return load(HubConfig, ENVIRONMENT_PREFIX, path, env, overrides)
+
+
+T = TypeVar("T", bound=Table)
+
+
+def load(
+    model: type[T],
+    prefix: str,
+    path: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> T:
+    """The config of a file, the environment (``os.environ`` unless given; variables begin with ``prefix``) and flags.
+    Keys of ``overrides`` are dotted; those that are None are left out. Raises :class:`ConfigError`."""
     text, merged = _read(path)
     source: dict[str, str] = {}
-    for key, variable, value in _from_environment(os.environ if env is None else env):
+    for key, variable, value in _from_environment(model, prefix, os.environ if env is None else env):
         _put(merged, key, value)
         source[key] = variable
     for key, value in (overrides or {}).items():
@@ -236,9 +259,9 @@ def load_config(
             source[key] = "--" + key.replace("_", "-")
     try:
         # As JSON and strict: a string is not a number in TOML either, but paths and tuples come out right.
-        return HubConfig.model_validate_json(orjson.dumps(merged, default=str), strict=True)
+        return model.model_validate_json(orjson.dumps(merged, default=str), strict=True)
     except ValidationError as error:
-        raise _config_error(error, text, path, source) from None
+        raise _config_error(model, error, text, path, source) from None
 
 
 def _read(path: Path | None) -> tuple[str, dict[str, Any]]:
@@ -281,7 +304,7 @@ def _put(table: dict[str, Any], key: str, value: Any) -> None:
     table[last] = value
 
 
-def _leaves(model: type[BaseModel] = HubConfig, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _leaves(field.annotation, f"{prefix}{name}.")
@@ -298,25 +321,25 @@ class KeyDescription(NamedTuple):
     description: str
 
 
-def describe_keys() -> list[KeyDescription]:
+def describe_keys(model: type[Table] = HubConfig, prefix: str = ENVIRONMENT_PREFIX) -> list[KeyDescription]:
     """Every key there is."""
     return [
         KeyDescription(
-            key, _variable(key), orjson.loads(orjson.dumps(field.default, default=str)), field.description or ""
+            key, _variable(prefix, key), orjson.loads(orjson.dumps(field.default, default=str)), field.description or ""
         )
-        for key, field in _leaves()
+        for key, field in _leaves(model)
     ]
 
 
-def _variable(key: str) -> str:
-    return ENVIRONMENT_PREFIX + key.upper().replace(".", "_")
+def _variable(prefix: str, key: str) -> str:
+    return prefix + key.upper().replace(".", "_")
 
 
-def _from_environment(env: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
+def _from_environment(model: type[Table], prefix: str, env: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
     """(key, variable, value) of the keys that have a variable. Other ``BROKER_`` names are not ours to judge:
     Kubernetes makes some for a service called broker."""
-    for key, field in _leaves():
-        variable = _variable(key)
+    for key, field in _leaves(model):
+        variable = _variable(prefix, key)
         if (text := env.get(variable)) is not None:
             try:
                 yield key, variable, _from_text(text, field.annotation)
@@ -364,12 +387,14 @@ def _number(kind: Callable[[str], Any], text: str, noun: str) -> Any:
         raise ValueError(f"{text!r} is not {noun}") from None
 
 
-def _config_error(error: ValidationError, text: str, path: Path | None, source: Mapping[str, str]) -> ConfigError:
+def _config_error(
+    model: type[Table], error: ValidationError, text: str, path: Path | None, source: Mapping[str, str]
+) -> ConfigError:
     first, *others = error.errors(include_url=False)
     place = [part for part in first["loc"] if part != "[key]"]  # pydantic's word for a key that is wrong itself
     names = [part for part in place if isinstance(part, str)]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
-    message = _explain(first["type"], first["msg"], first.get("input"), names)
+    message = _explain(first["type"], first["msg"], first.get("input"), names, model)
     if others:
         message += f" (and {len(others)} more)"
     if (name := source.get(".".join(names))) is not None:
@@ -379,17 +404,17 @@ def _config_error(error: ValidationError, text: str, path: Path | None, source: 
     return ConfigError(message, key=key, line=line, file=str(path) if path else None)
 
 
-def _explain(kind: str, message: str, value: Any, names: list[str]) -> str:
+def _explain(kind: str, message: str, value: Any, names: list[str], model: type[Table]) -> str:
     if kind == "extra_forbidden":
-        return "unknown key" + _suggestion(names)
+        return "unknown key" + _suggestion(names, model)
     if kind == "value_error":
         return message.removeprefix("Value error, ")
     text = message[:1].lower() + message[1:]
     return f"{text}, not {orjson.dumps(value, default=str).decode():.80}"
 
 
-def _suggestion(names: list[str]) -> str:
-    known = [key for key, _ in _leaves()]
+def _suggestion(names: list[str], model: type[Table]) -> str:
+    known = [key for key, _ in _leaves(model)]
     if names[:2] == ["access", "scopes"]:
         known = [".".join([*names[:3], key]) for key in ScopeConfig.model_fields]
     tables = {key.partition(".")[0] for key in known if "." in key}

@@ -27,6 +27,7 @@ __all__ = [
     "TopicPattern",
     "TopicPatterns",
     "UdpAddress",
+    "relay_url",
     "scope_name",
     "split_address",
 ]
@@ -65,10 +66,13 @@ def _http_address(text: str) -> str:
     return text
 
 
-def _relay_url(text: str) -> str:
-    if not re.match(r"https?://[^/\s]+", text):
+def relay_url(text: str) -> str:
+    """As everybody writes it: one relay has one URL. ValueError says what is wrong."""
+    match = re.fullmatch(r"(https?)://([^/\s?#@]+?)/?", text, re.IGNORECASE)
+    if match is None:
         raise ValueError(f"{text!r} is not a relay's URL, such as https://relay.example.org")
-    return text
+    scheme, host = match[1].lower(), match[2].lower()
+    return f"{scheme}://{host.removesuffix(':443' if scheme == 'https' else ':80')}"
 
 
 def _node_id(text: str) -> str:
@@ -105,7 +109,7 @@ TopicPattern = Annotated[str, AfterValidator(_topic_pattern)]
 TopicPatterns = tuple[TopicPattern, ...]
 CarrierChoice = Literal["auto", "stream", "gossip"]
 OperationPatterns = tuple[Annotated[str, AfterValidator(_operation_pattern)], ...]
-RelayUrl = Annotated[str, AfterValidator(_relay_url)]
+RelayUrl = Annotated[str, AfterValidator(relay_url)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=100_000_000)]
 UdpAddress = Annotated[str, AfterValidator(_udp_address)]

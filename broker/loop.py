@@ -20,7 +20,7 @@ from broker import _gossip_ext as ext
 if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
 
-__all__ = ["new_event_loop", "run", "watch"]
+__all__ = ["new_event_loop", "run", "run_network", "watch"]
 
 T = TypeVar("T")
 
@@ -84,12 +84,18 @@ class DrivingLoop(asyncio.SelectorEventLoop):
 def watch(loop: asyncio.AbstractEventLoop, endpoint: ext.Endpoint, wake: Callable[[], None]) -> Callable[[], None]:
     """Calls ``wake`` on ``loop`` whenever the endpoint's inbox has items, and makes sure that the runtime gets its
     turns: from the loop itself, or from the extension's thread. Returns what ends the calls."""
+    run_network(loop)
     if isinstance(loop, DrivingLoop):
         loop.driving.inboxes[endpoint] = wake
     else:
-        ext.start_thread()
         loop.add_reader(endpoint.fileno(), wake)
     return lambda: _unwatch(loop, endpoint)
+
+
+def run_network(loop: asyncio.AbstractEventLoop) -> None:
+    """Makes sure that the extension's runtime gets its turns while ``loop`` runs."""
+    if not isinstance(loop, DrivingLoop):
+        ext.start_thread()
 
 
 def _unwatch(loop: asyncio.AbstractEventLoop, endpoint: ext.Endpoint) -> None:

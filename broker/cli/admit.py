@@ -20,6 +20,8 @@ from broker.cli.options import (
     KeyFile,
     LogFormatOption,
     LogLevelOption,
+    RelayCaOption,
+    RelaysOption,
     TicketArgument,
 )
 from broker.cli.output import LineWriter
@@ -46,11 +48,15 @@ def invite(
     json: Json = False,
     key: KeyFile = None,
     connect_timeout: ConnectTimeout = 10.0,
+    relay: RelaysOption = None,
+    relay_ca: RelayCaOption = None,
     log_level: LogLevelOption = None,
     log_format: LogFormatOption = None,
 ) -> int:
     """Prints a ticket that admits one NodeId, once: the first that connects with it."""
-    common = Common.start(json, log_level, log_format, key=key, connect_timeout=connect_timeout)
+    common = Common.start(
+        json, log_level, log_format, key=key, connect_timeout=connect_timeout, relay=relay, relay_ca=relay_ca
+    )
     names = [name.strip() for text in scopes or () for name in text.split(",") if name.strip()]
     return run(_invite(common, ticket, {"scopes": names} | ({} if ttl is None else {"ttl": ttl})))
 
@@ -79,10 +85,14 @@ def _change_of(verb: str, text: str) -> Callable[..., int]:
         json: Json = False,
         key: KeyFile = None,
         connect_timeout: ConnectTimeout = 10.0,
+        relay: RelaysOption = None,
+        relay_ca: RelayCaOption = None,
         log_level: LogLevelOption = None,
         log_format: LogFormatOption = None,
     ) -> int:
-        common = Common.start(json, log_level, log_format, key=key, connect_timeout=connect_timeout)
+        common = Common.start(
+            json, log_level, log_format, key=key, connect_timeout=connect_timeout, relay=relay, relay_ca=relay_ca
+        )
         return run(_change(common, ticket, verb, _checked(node_id)))
 
     command.__name__, command.__doc__ = verb, text

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from broker.cli import admit, bench, call, check, demo, hub, key, lab, ls, pub, serve, sub
+from broker.cli import admit, bench, call, check, demo, hub, key, lab, ls, pub, relay, serve, sub
 from broker.cli.output import error_lines
 from broker.cli.running import INTERRUPTED
 from broker.errors import BrokerError, CallError, CallTimeout, Refused
@@ -57,8 +57,9 @@ def root(
     """Options before the command."""
 
 
-# A hub's options are keys of its config, whose variables load_config reads; the others' are BROKER_<COMMAND>_<OPTION>.
+# A hub's and a relay's options are keys of its config, whose variables load_config reads; the others' are BROKER_<COMMAND>_<OPTION>.
 app.command(rich_help_panel="Run", context_settings=HELP)(hub.hub)
+app.command(rich_help_panel="Run", context_settings=HELP)(relay.relay)
 for command, panel in (
     (demo.demo, "Run"),
     (serve.serve, "Run"),

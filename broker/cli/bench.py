@@ -24,6 +24,8 @@ from broker.cli.options import (
     Json,
     LogFormatOption,
     LogLevelOption,
+    RelayCaOption,
+    RelaysOption,
     TicketArgument,
     check_carrier,
     read_ticket,
@@ -60,6 +62,8 @@ def bench(
     ] = 1,
     json: Json = False,
     connect_timeout: ConnectTimeout = 10.0,
+    relay: RelaysOption = None,
+    relay_ca: RelayCaOption = None,
     log_level: LogLevelOption = None,
     log_format: LogFormatOption = None,
 ) -> int:
@@ -67,7 +71,7 @@ def bench(
     check_carrier(carrier)
     if native and carrier == "gossip":
         raise UsageError("--native subscribers count what comes by stream: leave out --native or --carrier gossip")
-    common = Common.start(json, log_level, log_format, connect_timeout=connect_timeout)
+    common = Common.start(json, log_level, log_format, connect_timeout=connect_timeout, relay=relay, relay_ca=relay_ca)
     load = _Load(read_ticket(ticket), calls, inflight, events, subscribers, size, carrier, native, processes)
     return run(load.run(common))
 
@@ -94,6 +98,8 @@ class _Load:
 
     async def run(self, common: Common) -> int:
         writer = LineWriter()
+        ca = str(common.relay_ca) if common.relay_ca else None
+        self._hub = {"ticket": self._ticket, "relays": common.relays, "relay_ca": ca}
         result: dict[str, Any] = {"event": "bench"}
         bar = Progress(
             TextColumn("{task.description}"),
@@ -120,7 +126,7 @@ class _Load:
     async def _measure_calls(self, spoke: Spoke, bar: Progress) -> dict[str, Any]:
         operation = f"bench.echo.{self._token}"
         shown = bar.add_task("calls", total=self._calls)
-        async with _workers([{"role": "answer", "ticket": self._ticket, "operation": operation}]):
+        async with _workers([{"role": "answer", "operation": operation, **self._hub}]):
             seconds: list[float] = []
             failures: dict[str, int] = {}
             left = iter(range(self._calls))
@@ -162,7 +168,7 @@ class _Load:
         jobs = [
             {
                 "role": "subscribe",
-                "ticket": self._ticket,
+                **self._hub,
                 "topic": topic,
                 "subscribers": share,
                 "events": self._events,

@@ -16,6 +16,7 @@ from broker.cli.output import dumps, read_chunks, start_logging
 from broker.errors import BrokerError
 
 if TYPE_CHECKING:
+    from broker.spoke.options import SpokeOptions
     from broker.spoke.subscription import Subscription
 
 __all__: list[str] = []
@@ -49,10 +50,16 @@ def _say(value: dict[str, Any]) -> None:
     sys.stdout.buffer.flush()
 
 
+def _options(job: dict[str, Any]) -> SpokeOptions:
+    from broker.spoke.options import SpokeOptions
+
+    return SpokeOptions(relays=tuple(job["relays"]), relay_ca=job["relay_ca"])
+
+
 async def _answer(job: dict[str, Any]) -> None:
     from broker import Spoke
 
-    spoke = Spoke("bench answers")
+    spoke = Spoke("bench answers", options=_options(job))
 
     async def echo(input: Any, _call: Any) -> Any:
         return input
@@ -115,7 +122,7 @@ async def _python(job: dict[str, Any]) -> AsyncIterator[_PythonReader]:
     from broker import connect
 
     async with (
-        connect(job["ticket"], name="bench subscribes") as spoke,
+        connect(job["ticket"], name="bench subscribes", options=_options(job)) as spoke,
         spoke.subscribe(job["topic"], patience=job["quiet"], carrier=job["carrier"]) as events,
     ):
         await spoke.call("hub.topics")  # calls are answered in order after it: the hub has the subscription
@@ -126,7 +133,7 @@ async def _python(job: dict[str, Any]) -> AsyncIterator[_PythonReader]:
 async def _native(job: dict[str, Any]) -> AsyncIterator[Any]:
     from broker.cli.bench_native import native_reader
 
-    async with native_reader(job["ticket"], job["topic"], job["events"], job["quiet"]) as reader:
+    async with native_reader(job["ticket"], _options(job), job["topic"], job["events"], job["quiet"]) as reader:
         yield reader
 
 

@@ -16,6 +16,8 @@ from broker.cli.options import (
     KeyFile,
     LogFormatOption,
     LogLevelOption,
+    RelayCaOption,
+    RelaysOption,
     TicketArgument,
     read_json,
 )
@@ -52,13 +54,17 @@ def call(
     json: Json = False,
     key: KeyFile = None,
     connect_timeout: ConnectTimeout = 10.0,
+    relay: RelaysOption = None,
+    relay_ca: RelayCaOption = None,
     log_level: LogLevelOption = None,
     log_format: LogFormatOption = None,
 ) -> int:
     """Calls an operation and prints its output, one JSON a line."""
     if everyone and stream:
         raise UsageError("--all and --stream are two different questions; choose one")
-    common = Common.start(json, log_level, log_format, key=key, connect_timeout=connect_timeout)
+    common = Common.start(
+        json, log_level, log_format, key=key, connect_timeout=connect_timeout, relay=relay, relay_ca=relay_ca
+    )
     value = read_json(input, "INPUT")
     if everyone:
         return run(_roll_call(common, ticket, operation, value, timeout or ROLL_CALL_TIMEOUT))

@@ -52,6 +52,9 @@ def hub(
     relay: Annotated[
         list[str] | None, _flag("--relay", "URL", "A relay to be reachable through. Repeatable.", "relays")
     ] = None,
+    relay_ca: Annotated[
+        Path | None, _flag("--relay-ca", "F", "PEM file of who signs the relays' certificates; the web's if not given.")
+    ] = None,
     ticket_file: Annotated[Path | None, _flag("--ticket-file", "F", "Gets the ticket once the hub accepts.")] = None,
     join: Annotated[str | None, _flag("--join", "TICKET", "Joins the realm of another hub.")] = None,
     dial: Annotated[
@@ -80,6 +83,7 @@ def hub(
             "bind": bind,
             "http": http,
             "relays": relay,
+            "relay_ca": relay_ca,
             "ticket_file": ticket_file,
             "join": join,
             "dial": dial,

@@ -14,6 +14,8 @@ from broker.cli.options import (
     KeyFile,
     LogFormatOption,
     LogLevelOption,
+    RelayCaOption,
+    RelaysOption,
     TicketArgument,
 )
 from broker.cli.output import LineWriter, table
@@ -68,11 +70,15 @@ def ls(
     json: Json = False,
     key: KeyFile = None,
     connect_timeout: ConnectTimeout = 10.0,
+    relay: RelaysOption = None,
+    relay_ca: RelayCaOption = None,
     log_level: LogLevelOption = None,
     log_format: LogFormatOption = None,
 ) -> int:
     """Lists the spokes, operations and topics of a hub as they are now."""
-    common = Common.start(json, log_level, log_format, key=key, connect_timeout=connect_timeout)
+    common = Common.start(
+        json, log_level, log_format, key=key, connect_timeout=connect_timeout, relay=relay, relay_ca=relay_ca
+    )
     return run(_list(common, ticket, KINDS if kind is None else (kind,)))
 
 

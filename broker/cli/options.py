@@ -29,11 +29,14 @@ __all__ = [
     "KeyFile",
     "LogFormatOption",
     "LogLevelOption",
+    "RelayCaOption",
+    "RelaysOption",
     "SpokeName",
     "TicketArgument",
     "check_carrier",
     "read_json",
     "read_ticket",
+    "relay_urls",
 ]
 
 TicketArgument = Annotated[
@@ -67,6 +70,26 @@ ConnectTimeout = Annotated[
         "--connect-timeout", envvar="BROKER_CONNECT_TIMEOUT", metavar="S", min=0.1, help="Seconds to reach the hub."
     ),
 ]
+RelaysOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--relay",
+        envvar="BROKER_RELAYS",
+        metavar="URL",
+        help="A relay to use beside the ticket's. Repeatable.",
+        show_default=False,
+    ),
+]
+RelayCaOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--relay-ca",
+        envvar="BROKER_RELAY_CA",
+        metavar="F",
+        help="PEM file of who signs the relays' certificates; the web's if not given.",
+        show_default=False,
+    ),
+]
 DrainTimeout = Annotated[
     float,
     typer.Option(
@@ -94,6 +117,8 @@ class Common:
     key: Path | None = None
     name: str | None = None
     connect_timeout: float = 10.0
+    relays: tuple[str, ...] = ()
+    relay_ca: Path | None = None
 
     @staticmethod
     def start(
@@ -104,10 +129,19 @@ class Common:
         key: Path | None = None,
         name: str | None = None,
         connect_timeout: float = 10.0,
+        relay: list[str] | None = None,
+        relay_ca: Path | None = None,
     ) -> Common:
         """From the options, with logging begun."""
         start_logging(level or "warning", format or "text")
-        return Common(json=json, key=key, name=name, connect_timeout=connect_timeout)
+        return Common(
+            json=json,
+            key=key,
+            name=name,
+            connect_timeout=connect_timeout,
+            relays=relay_urls(relay),
+            relay_ca=relay_ca,
+        )
 
     @property
     def secret(self) -> bytes | None:
@@ -116,10 +150,15 @@ class Common:
     def connect(self, ticket: str, default_name: str) -> AbstractAsyncContextManager[Spoke]:
         """A session with the ticket's hub."""
         from broker import connect
+        from broker.spoke.options import SpokeOptions
 
         log.info("connecting")
         return connect(
-            read_ticket(ticket), name=self.name or default_name, secret=self.secret, timeout=self.connect_timeout
+            read_ticket(ticket),
+            name=self.name or default_name,
+            secret=self.secret,
+            timeout=self.connect_timeout,
+            options=SpokeOptions(relays=self.relays, relay_ca=self.relay_ca),
         )
 
     def plain(self, writer: LineWriter) -> bool:
@@ -131,6 +170,17 @@ def check_carrier(carrier: Carrier) -> None:
     """Raises for one that comes with a later version."""
     if carrier == "datagram":
         raise UsageError(f"the carrier {carrier} is not there yet; auto, stream and gossip are")
+
+
+def relay_urls(options: list[str] | None) -> tuple[str, ...]:
+    """Of ``--relay``, or of the variable, where commas may stand between them. Raises UsageError."""
+    from broker.config import relay_url
+
+    urls = [url.strip() for text in options or () for url in text.split(",") if url.strip()]
+    try:
+        return tuple(map(relay_url, urls))
+    except ValueError as error:
+        raise UsageError(f"--relay: {error}") from None
 
 
 def read_ticket(argument: str) -> str:

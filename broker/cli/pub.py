@@ -21,6 +21,8 @@ from broker.cli.options import (
     KeyFile,
     LogFormatOption,
     LogLevelOption,
+    RelayCaOption,
+    RelaysOption,
     TicketArgument,
     check_carrier,
     read_json,
@@ -53,6 +55,8 @@ def pub(
     json: Json = False,
     key: KeyFile = None,
     connect_timeout: ConnectTimeout = 10.0,
+    relay: RelaysOption = None,
+    relay_ca: RelayCaOption = None,
     drain_timeout: DrainTimeout = 10.0,
     log_level: LogLevelOption = None,
     log_format: LogFormatOption = None,
@@ -61,7 +65,9 @@ def pub(
     check_carrier(carrier)
     if data is not None and file is not None:
         raise UsageError("give the event as DATA or a --file of them, not both")
-    common = Common.start(json, log_level, log_format, key=key, connect_timeout=connect_timeout)
+    common = Common.start(
+        json, log_level, log_format, key=key, connect_timeout=connect_timeout, relay=relay, relay_ca=relay_ca
+    )
     if file is not None:
         events = json_lines(file, Progress.on_terminal(file, quiet=json))
     else:

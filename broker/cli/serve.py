@@ -22,8 +22,11 @@ from broker.cli.options import (
     KeyFile,
     LogFormatOption,
     LogLevelOption,
+    RelayCaOption,
+    RelaysOption,
     SpokeName,
     read_ticket,
+    relay_urls,
 )
 from broker.cli.output import LineWriter, note, start_logging
 from broker.cli.running import INTERRUPTED, run, stop_signal, wait_for_either
@@ -63,6 +66,8 @@ def serve(
     ticket_file: Annotated[
         Path | None, typer.Option("--ticket-file", metavar="F", help="With --listen: gets this spoke's ticket.")
     ] = None,
+    relay: RelaysOption = None,
+    relay_ca: RelayCaOption = None,
     drain_timeout: DrainTimeout = 10.0,
     json: Json = False,
     log_level: LogLevelOption = None,
@@ -80,7 +85,15 @@ def serve(
     if module is None and not execs and not exec_streams:
         raise UsageError("nothing to offer: give MODULE:APP or --exec NAME=COMMAND")
     secret = keys.load(key) if key is not None else None
-    spoke = _spoke(module, name, secret, bind, listen)
+    spoke = _spoke(module)
+    options = replace(
+        spoke.options,
+        accept=listen,
+        bind=bind or spoke.options.bind,
+        relays=relay_urls(relay) or spoke.options.relays,
+        relay_ca=relay_ca or spoke.options.relay_ca,
+    )
+    spoke.configure(name=name, secret=secret, options=options)
     offer_commands(spoke, execs or [], exec_streams or [])
     server = _Server(spoke, LineWriter(), json, drain_timeout)
     if ticket is None:
@@ -88,13 +101,10 @@ def serve(
     return run(server.serve(read_ticket(ticket), http))
 
 
-def _spoke(module: str | None, name: str | None, secret: bytes | None, bind: str | None, listen: bool) -> Spoke:
+def _spoke(module: str | None) -> Spoke:
     from broker import Spoke
 
-    spoke = Spoke() if module is None else load_app(module)
-    options = replace(spoke.options, accept=listen, bind=bind or spoke.options.bind)
-    spoke.configure(name=name, secret=secret, options=options)
-    return spoke
+    return Spoke() if module is None else load_app(module)
 
 
 def load_app(path: str) -> Spoke:

@@ -21,6 +21,8 @@ from broker.cli.options import (
     KeyFile,
     LogFormatOption,
     LogLevelOption,
+    RelayCaOption,
+    RelaysOption,
     TicketArgument,
     check_carrier,
 )
@@ -78,6 +80,8 @@ def sub(
     json: Json = False,
     key: KeyFile = None,
     connect_timeout: ConnectTimeout = 10.0,
+    relay: RelaysOption = None,
+    relay_ca: RelayCaOption = None,
     log_level: LogLevelOption = None,
     log_format: LogFormatOption = None,
 ) -> int:
@@ -88,7 +92,9 @@ def sub(
             f"--carrier gossip takes the names of topics, not the pattern {wild[0]}; without it patterns work"
         )
     start = _since(since)
-    common = Common.start(json, log_level, log_format, key=key, connect_timeout=connect_timeout)
+    common = Common.start(
+        json, log_level, log_format, key=key, connect_timeout=connect_timeout, relay=relay, relay_ca=relay_ca
+    )
 
     async def main() -> int:
         async with (

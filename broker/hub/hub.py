@@ -42,6 +42,7 @@ from broker.keys import (
 )
 from broker.protocol.ticket import Ticket
 from broker.protocol.wire import CloseCode
+from broker.relays import read_authorities
 from broker.version import VERSION
 
 __all__ = ["Hub"]
@@ -217,6 +218,7 @@ class Hub:
             secret,
             bind=bind,
             relay_urls=list(self.config.relays),
+            relay_ca=read_authorities(self.config.relay_ca),
             accept=True,
             max_frame_bytes=limits.max_frame_bytes,
             calls_queue_bytes=limits.calls_queue_bytes,

@@ -13,7 +13,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from broker import _gossip_ext as ext
@@ -31,6 +31,7 @@ from broker.errors import (
 from broker.protocol.codec import Message, decode, encode
 from broker.protocol.ticket import Ticket
 from broker.protocol.wire import RESERVED_PREFIXES, CloseCode
+from broker.relays import read_authorities, union
 from broker.spoke.connections import Connections
 from broker.spoke.door import Door, Hubs
 from broker.spoke.options import SpokeOptions
@@ -114,13 +115,15 @@ class Link:
         self._max_frame_bytes = min(self._options.max_frame_bytes, hub_takes or self._options.max_frame_bytes)
         return self._max_frame_bytes
 
-    def bind(self, *, loopback: bool) -> None:
-        """Opens the endpoint. Raises BindError."""
+    def bind(self, *, loopback: bool, relays: Sequence[str] = ()) -> None:
+        """Opens the endpoint, with these relays beside its own. Raises BindError, ConfigError."""
         if self.endpoint is None:
             address = self._options.bind or ("127.0.0.1:0" if loopback else "0.0.0.0:0")
             self.endpoint = ext.Endpoint.bind(
                 self._secret,
                 bind=address,
+                relay_urls=union(self._options.relays, relays),
+                relay_ca=read_authorities(self._options.relay_ca),
                 accept=self._options.accept or self._options.gossip,
                 open=self._options.accept,
                 max_frame_bytes=self._options.max_frame_bytes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 __all__ = ["SpokeOptions"]
 
@@ -30,5 +31,9 @@ class SpokeOptions:
     """Joins the swarms of its topics when the hub says so, and lets their members in; nobody else."""
     gossip_message_bytes: int = 4_096
     """The same in the whole realm."""
+    relays: tuple[str, ...] = ()
+    """URLs of relays to be reachable through, beside those of the ticket, which are used by themselves."""
+    relay_ca: Path | str | None = None
+    """PEM file of the authorities that sign the relays' certificates. None: those that browsers believe."""
     subscription_events: int = 4_096
     """A subscription's queue: from here on its policy applies."""

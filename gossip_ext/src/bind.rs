@@ -10,7 +10,8 @@ use iroh::endpoint::{
     QuicTransportConfig, presets,
 };
 use iroh::protocol::{IncomingFilterOutcome, Router};
-use iroh::{RelayMode, RelayUrl, SecretKey};
+use iroh::tls::CaTlsConfig;
+use iroh::{RelayMap, RelayMode, RelayUrl, SecretKey};
 
 use crate::admission::{Admission, Hook, Sets};
 use crate::close;
@@ -19,7 +20,7 @@ use crate::gossip::{GOSSIP, Gossip, Handler};
 use crate::hub::{ALPN, Core, Framed, Options};
 use crate::inbox::Inbox;
 use crate::metrics::Counters;
-use crate::watchdog;
+use crate::{relays, watchdog};
 
 /// What a peer may have sent on a stream that this side has not read. With SEND_WINDOW it is what lies beyond the lanes
 /// when a reader is slow; at 1 MiB a path of 50 ms still carries 20 MB/s.
@@ -66,6 +67,8 @@ pub struct Settings {
     pub bind: SocketAddr,
     /// Relays to use; none means that nobody is contacted.
     pub relay_urls: Vec<RelayUrl>,
+    /// Who signs the relays' certificates; `None`: whoever a browser believes.
+    pub relay_ca: Option<CaTlsConfig>,
     /// Whether to take incoming connections.
     pub accept: bool,
     /// Whether to admit everybody who is not denied.
@@ -119,6 +122,8 @@ pub async fn bind(settings: Settings) -> Result<(Arc<Core>, Router)> {
         .secret_key(settings.secret.clone())
         .transport_config(transport(settings.idle_timeout)?)
         .hooks(Hook(admission.clone()))
+        .portmapper_config(PortmapperConfig::Disabled)
+        .dns_resolver(relays::resolver())
         .clear_ip_transports()
         .bind_addr(settings.bind)
         .map_err(|error| Error::Bind(format!("{}: {error:#}", settings.bind)))?;
@@ -126,9 +131,16 @@ pub async fn bind(settings: Settings) -> Result<(Arc<Core>, Router)> {
         builder
             .relay_mode(RelayMode::Disabled)
             .net_report_config(NetReportConfig::minimal())
-            .portmapper_config(PortmapperConfig::Disabled)
     } else {
-        builder.relay_mode(RelayMode::custom(settings.relay_urls))
+        let relays: RelayMap = settings
+            .relay_urls
+            .into_iter()
+            .map(relays::config)
+            .collect();
+        builder
+            .relay_mode(RelayMode::Custom(relays))
+            .net_report_config(relays::reports())
+            .ca_tls_config(settings.relay_ca.unwrap_or_default())
     };
     if settings.gossip_message_bytes.is_some() {
         builder = builder.address_lookup(lookup.clone());

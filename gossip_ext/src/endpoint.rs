@@ -27,10 +27,10 @@ use crate::outbox::{CALLS, TOPICS};
 use crate::overview::Overview;
 use crate::stats::ConnectionStats;
 use crate::swarm::{Join, Swarm};
-use crate::{keys, runtime};
+use crate::{keys, relays, runtime};
 
 /// Seconds from Python as a duration.
-fn seconds(name: &str, value: f64) -> Result<Duration> {
+pub fn seconds(name: &str, value: f64) -> Result<Duration> {
     Duration::try_from_secs_f64(value)
         .ok()
         .filter(|duration| !duration.is_zero())
@@ -104,7 +104,7 @@ pub struct Endpoint {
 impl Endpoint {
     #[staticmethod]
     #[pyo3(signature = (
-        secret, *, bind="127.0.0.1:0", relay_urls=Vec::new(), accept=false, open=false,
+        secret, *, bind="127.0.0.1:0", relay_urls=Vec::new(), relay_ca=None, accept=false, open=false,
         max_frame_bytes=1_048_576, calls_queue_bytes=8_388_608, topics_queue_bytes=1_048_576,
         inbox_bytes=4_194_304, open_timeout=10.0, frame_timeout=30.0, idle_timeout=15.0,
         gossip_message_bytes=0,
@@ -115,6 +115,7 @@ impl Endpoint {
         secret: &[u8],
         bind: &str,
         relay_urls: Vec<String>,
+        relay_ca: Option<&[u8]>,
         accept: bool,
         open: bool,
         max_frame_bytes: usize,
@@ -143,6 +144,7 @@ impl Endpoint {
             bind: SocketAddr::from_str(bind)
                 .map_err(|error| Error::Value(format!("bind: not ip:port: {bind:?} ({error})")))?,
             relay_urls: parse_all("a relay URL", &relay_urls)?,
+            relay_ca: relay_ca.map(relays::roots).transpose()?,
             accept,
             open,
             idle_timeout: seconds("idle_timeout", idle_timeout)?,

@@ -28,6 +28,9 @@ mod outbox;
 mod overview;
 mod peers;
 mod receive;
+mod relay;
+mod relay_access;
+mod relays;
 mod run;
 mod runtime;
 mod signal;
@@ -50,6 +53,8 @@ mod _gossip_ext {
     use crate::keys::{generate_secret, node_id, sign, verify};
     #[pymodule_export]
     use crate::overview::Overview;
+    #[pymodule_export]
+    use crate::relay::Relay;
     #[pymodule_export]
     use crate::runtime::{drive, forget, runtime_stats, start_thread};
     #[pymodule_export]
