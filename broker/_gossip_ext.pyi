@@ -108,7 +108,8 @@ class ConnectionStats:
     """A reading of one connection. Bytes and frames count since it opened; times are seconds."""
 
     path: str
-    """``direct``, ``relay``, ``mixed`` or ``none``: what the connection's open paths are."""
+    """``direct`` or ``relay``: the path in use. While none has been chosen what the open ones are, ``mixed`` if they
+    are both; ``none`` without any. A connection that has moved to a direct path keeps the other one to fall back to."""
     remote_addr: str
     rtt: float
     bytes_sent: int
@@ -167,18 +168,19 @@ class Endpoint:
     ) -> Endpoint:
         """Binds ``bind`` (``ip:port``, ``[v6]:port``; port 0 is a free one) and contacts nobody, unless relays are
         given. Those are asked by QUIC for this endpoint's public address, at the UDP port of their URL (7842 for one
-        without); their names are looked up as the system says. ``relay_ca``: PEM, the only authorities to believe about
-        relays, in place of those that browsers believe. ``accept`` takes incoming connections; ``open`` admits every NodeId that is not denied (default: only the
-        allow set). ``*_queue_bytes`` bound each connection's lanes; ``inbox_bytes`` bounds what a connection may have
-        read ahead of Python, then its reader stops and QUIC pushes back on the peer. ``open_timeout``: an accepted
-        connection must bring its stream and the header of its first frame in time; before that it is unknown to Python.
-        ``frame_timeout``: a frame once begun must be whole in time (when this side did not read is not counted).
-        ``idle_timeout``: after which a peer that fell silent is dead; keep-alives go out every third of it, 5 s at
-        most. Measured with ``kill -9``: noticed after idle_timeout while sending, up to 1.3 times that while idle.
-        A peer that starts again on the same port is noticed no sooner: iroh draws the key of its stateless resets anew
-        in each process. Whoever needs to know sooner pings. Without ``accept`` every incoming connection is refused.
-        ``gossip_message_bytes``: the size of a gossip message, the same in the whole realm (512 to 65,536; 0: this
-        endpoint does not gossip). With it ``/iroh-gossip/1`` is accepted, from the peers of :meth:`admit_peers` alone.
+        without); their names are looked up as the system says. ``relay_ca``: PEM, the only authorities to believe
+        about relays, in place of those that browsers believe. ``accept`` takes incoming connections; ``open`` admits
+        every NodeId that is not denied (default: only the allow set). ``*_queue_bytes`` bound each connection's lanes;
+        ``inbox_bytes`` bounds what a connection may have read ahead of Python, then its reader stops and QUIC pushes
+        back on the peer. ``open_timeout``: an accepted connection must bring its stream and the header of its first
+        frame in time; before that it is unknown to Python. ``frame_timeout``: a frame once begun must be whole in time
+        (when this side did not read is not counted). ``idle_timeout``: after which a peer that fell silent is dead;
+        keep-alives go out every third of it, 5 s at most. Measured with ``kill -9``: noticed after idle_timeout while
+        sending, up to 1.3 times that while idle. A peer that starts again on the same port is noticed no sooner: iroh
+        draws the key of its stateless resets anew in each process. Whoever needs to know sooner pings. Without
+        ``accept`` every incoming connection is refused. ``gossip_message_bytes``: the size of a gossip message, the
+        same in the whole realm (512 to 65,536; 0: this endpoint does not gossip). With it ``/iroh-gossip/1`` is
+        accepted, from the peers of :meth:`admit_peers` alone.
         Raises broker.errors.BindError (names the address), ValueError for malformed arguments."""
 
     @property
@@ -186,7 +188,39 @@ class Endpoint:
     def addrs(self) -> list[str]:
         """Direct addresses ``ip:port`` at which it can be dialled (bound sockets; for 0.0.0.0, the interfaces')."""
 
-    def relay_urls(self) -> list[str]: ...
+    def relay_urls(self) -> list[str]:
+        """The relay that this endpoint is at home on: peers reach it there. All that it has, before that is known."""
+
+    def home_relay(self) -> tuple[str, bool, str | None, bool] | None:
+        """The same: (URL, connected, what is wrong as far as it is known, whether the relay refuses this NodeId)."""
+
+    def insert_relay(self, url: str) -> None:
+        """From now on the relay may be chosen. This and all that follow: ValueError for a malformed URL, RuntimeError
+        for an endpoint that was bound without relays."""
+
+    def remove_relay(self, url: str) -> None:
+        """The relay is not chosen any more, and another one takes its place. What goes over it now may go on for up to
+        a minute."""
+
+    def renew_relay(self, url: str) -> None:
+        """A new connection to the relay takes the place of the one that there is, which may be dead."""
+
+    def renew_relays(self) -> None:
+        """All of them. Nothing happens without any."""
+
+    def probe(self, url: str, timeout: float) -> None:
+        """Dials this endpoint through one relay, as a stranger would who has no other way. One at a time; it takes up
+        to 2 s more than ``timeout`` to find out why nobody answered, and ends in :meth:`probed`. The NodeId that
+        probes is another one, made from the secret; our own relays let it in on this one's word."""
+
+    def probed(self) -> tuple[str, float, str] | None:
+        """The end of a probe, once: ``ok``; ``unreachable`` (the relay), ``silent`` (the relay is there, and does not
+        bring us through), or ``refused`` (it lets no probe in); the seconds, and what is wrong."""
+
+    def network_change(self) -> None:
+        """Addresses or routes may have changed: look at them again. iroh watches them itself, so this is for systems
+        that do not tell it."""
+
     def fileno(self) -> int:
         """An eventfd, readable while the inbox has items: for ``loop.add_reader``."""
 
@@ -274,7 +308,8 @@ class Endpoint:
         datagrams_in, datagrams_out, datagrams_dropped, connections_opened, connections_closed (of all protocols),
         udp_datagrams_in, udp_batches_in (received with one system call), holepunch_attempts, relay_connects,
         relay_connects_failed, relay_disconnects, relay_bytes_in, relay_bytes_out, direct_bytes_in,
-        direct_bytes_out, gossip_dials_failed, gossip_cut (connections of removed, denied or shunned peers),
+        direct_bytes_out, paths_to_direct, paths_to_relay (framed connections that went over), gossip_dials_failed,
+        gossip_cut (connections of removed, denied or shunned peers),
         gossip_stalled (of peers that took nothing for seconds and held up all others: 38), gossip_unused; refusals on
         ``/iroh-gossip/1`` count as refused_not_admitted and refused_banned too.
         While it gossips, what iroh-gossip counts: gossip_control_in, _out, _bytes_in, _bytes_out, gossip_data_in, _out,
@@ -315,10 +350,10 @@ class Relay:
         allow: Sequence[str] = ...,
     ) -> Relay:
         """Serves https at ``bind`` (``ip:port``) and QUIC address discovery at the same port of UDP (at 7842 beside
-        443, which no URL names). ``tls_cert`` is a PEM chain, ``tls_key`` its PEM key; without both it is plain http, for
-        a lab: whoever listens in sees who is there, and nobody behind NAT learns its address, so all stays with the
-        relay. ``open`` admits every NodeId, else ``allow`` alone. Raises broker.errors.BindError (names the address),
-        ValueError for a certificate or key that cannot be right (begins with ``tls_cert:`` or ``tls_key:``)."""
+        443, which no URL names). ``tls_cert`` is a PEM chain, ``tls_key`` its PEM key; without both it is plain http,
+        for a lab: whoever listens in sees who is there, and nobody behind NAT learns its address, so all stays with
+        the relay. ``open`` admits every NodeId, else ``allow`` alone. Raises broker.errors.BindError (names the
+        address), ValueError for a certificate or key that cannot be right (begins with ``tls_cert:`` or ``tls_key:``)."""
 
     def address(self) -> str:
         """``ip:port`` of TCP."""
@@ -335,8 +370,9 @@ class Relay:
         stays."""
 
     def counters(self) -> dict[str, int]:
-        """Totals: accepted and refused (connections), cut (NodeIds no longer admitted), bytes_in, bytes_out, packets_in,
-        packets_out, packets_dropped (nobody of that NodeId was there). And now: clients (NodeIds), connections."""
+        """Totals: accepted and refused (connections), cut (NodeIds no longer admitted), bytes_in, bytes_out,
+        packets_in, packets_out, packets_dropped (nobody of that NodeId was there). And now: clients (NodeIds),
+        connections."""
 
     def close(self, timeout: float = 2.0) -> None:
         """Ends all connections and frees the ports. A second call does nothing."""

@@ -39,6 +39,7 @@ from broker.config_values import (
 )
 from broker.errors import ConfigError
 from broker.protocol.registration import MAX_OPERATIONS
+from broker.protocol.ticket import MAX_RELAYS
 from broker.toml_lines import key_lines
 
 __all__ = [
@@ -193,7 +194,7 @@ class HubConfig(Table):
     bind: UdpAddress = "127.0.0.1:0"
     http: HttpAddress = "127.0.0.1:9464"
     """``""`` or ``"off"``: no HTTP."""
-    relays: tuple[RelayUrl, ...] = ()
+    relays: Annotated[tuple[RelayUrl, ...], Field(max_length=MAX_RELAYS)] = ()
     """Relays to be reachable through. They stand in the ticket."""
     relay_ca: Path | None = None
     """PEM file of the authorities that sign the relays' certificates; without it those that browsers believe."""

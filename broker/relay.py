@@ -1,7 +1,8 @@
 """A relay of one's own: who may use it, its certificate, its numbers, its HTTP port.
 
-The work is the extension's (``Relay`` in _gossip_ext.pyi). Files are looked at again and again, so that a list of NodeIds
-or a renewed certificate counts without a restart. Not here: using a relay (relays.py), the command (cli/relay.py).
+The work is the extension's (``Relay`` in _gossip_ext.pyi). Files are looked at again and again, so that a list of
+NodeIds or a renewed certificate counts without a restart. Not here: using a relay (relays.py), the command
+(cli/relay.py).
 
 async with RelayServer(RelayConfig(open=True)) as relay:
     print(relay.url)
@@ -44,6 +45,15 @@ MOST_LIST_BYTES: Final = 64 * 1024 * 1024
 """A list of a million NodeIds."""
 
 
+GAUGES: Final = {"clients": "NodeIds that are connected to the relay.", "connections": "Their connections."}
+COUNTERS: Final = {
+    "accepted": "Connections that were let in.",
+    "refused": "Connections of NodeIds that are not admitted.",
+    "cut": "NodeIds that were cut off because they are admitted no longer.",
+    "packets_dropped": "Packets for NodeIds that were not there.",
+}
+
+
 class RelayConfig(Table):
     """Everything that a relay can be told."""
 
@@ -51,7 +61,7 @@ class RelayConfig(Table):
     """For https by TCP, and for QUIC address discovery by UDP."""
     tls_cert: Path | None = None
     """PEM chain. Read again when it changes."""
-    tls_key: Path | None = None
+    tls_key: Annotated[Path | None, Field(validate_default=True)] = None
     """Its PEM key."""
     http: HttpAddress = "127.0.0.1:9465"
     """Metrics and health. ``""`` or ``"off"``: none."""
@@ -125,8 +135,8 @@ class RelayServer:
         self._stack.callback(self._relay.close, config.drain_timeout)
         if config.tls_cert is None:
             log.warning(
-                "NO TLS: this relay is for a lab. Whoever listens in sees who speaks to whom, and no endpoint behind NAT "
-                "learns its address from it, so what begins through this relay stays with it"
+                "NO TLS: this relay is for a lab. Whoever listens in sees who speaks to whom, and no endpoint behind "
+                "NAT learns its address from it, so what begins through this relay stays with it"
             )
         registry = CollectorRegistry()
         registry.register(RelayCollector(self._relay))
@@ -249,22 +259,16 @@ class RelayCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         counters = self._relay.counters()
         yield InfoMetricFamily("broker_build", "What runs here.", value={"version": VERSION})
-        for name, counter, text in (
-            ("clients", "clients", "NodeIds that are connected to the relay."),
-            ("connections", "connections", "Their connections."),
-        ):
-            yield GaugeMetricFamily(f"broker_relay_{name}", text, value=counters[counter])
-        for name, counter, text in (
-            ("accepted", "accepted", "Connections that were let in."),
-            ("refused", "refused", "Connections of NodeIds that are not admitted."),
-            ("cut", "cut", "NodeIds that were cut off because they are admitted no longer."),
-            ("packets_dropped", "packets_dropped", "Packets for NodeIds that were not there."),
-        ):
-            yield CounterMetricFamily(f"broker_relay_{name}", text, value=counters[counter])
-        for name, text in (("relayed_bytes", "Bytes relayed."), ("relayed_packets", "Packets relayed.")):
-            family = CounterMetricFamily(f"broker_relay_{name}", text, labels=("direction",))
+        for name, text in GAUGES.items():
+            yield GaugeMetricFamily(f"broker_relay_server_{name}", text, value=counters[name])
+        for name, text in COUNTERS.items():
+            yield CounterMetricFamily(f"broker_relay_server_{name}", text, value=counters[name])
+        for name in ("bytes", "packets"):
+            family = CounterMetricFamily(
+                f"broker_relay_server_{name}", f"{name} relayed.".title(), labels=("direction",)
+            )
             for way in ("in", "out"):
-                family.add_metric((way,), counters[f"{name.removeprefix('relayed_')}_{way}"])
+                family.add_metric((way,), counters[f"{name}_{way}"])
             yield family
 
 

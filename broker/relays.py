@@ -11,8 +11,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from broker.errors import ConfigError
+from broker.protocol.ticket import Ticket
 
-__all__ = ["on_this_machine", "read_authorities", "union"]
+__all__ = ["on_this_machine", "read_authorities", "way"]
 
 
 def read_authorities(path: Path | str | None, *, key: str = "relay_ca") -> bytes | None:
@@ -30,9 +31,12 @@ def read_authorities(path: Path | str | None, *, key: str = "relay_ca") -> bytes
     return content
 
 
-def union(*lists: Iterable[str]) -> list[str]:
-    """Each relay once, in order."""
-    return list(dict.fromkeys(url for urls in lists for url in urls))
+def way(ticket: Ticket | None, own: Iterable[str]) -> tuple[str, list[str]]:
+    """How to go to the hubs of a ticket, with relays of one's own: the address to bind, and the relays, each once."""
+    hubs = (ticket, *ticket.others) if ticket is not None else ()
+    addrs = ticket.addrs if ticket is not None else ()
+    relays = list(dict.fromkeys([*own, *(url for hub in hubs for url in hub.relays)]))
+    return "127.0.0.1:0" if on_this_machine(addrs, relays) else "0.0.0.0:0", relays
 
 
 def on_this_machine(addrs: Iterable[str], relays: Iterable[str]) -> bool:

@@ -57,7 +57,8 @@ def root(
     """Options before the command."""
 
 
-# A hub's and a relay's options are keys of its config, whose variables load_config reads; the others' are BROKER_<COMMAND>_<OPTION>.
+# A hub's and a relay's options are keys of a config, whose variables are read with it; the others' are
+# BROKER_<COMMAND>_<OPTION>.
 app.command(rich_help_panel="Run", context_settings=HELP)(hub.hub)
 app.command(rich_help_panel="Run", context_settings=HELP)(relay.relay)
 for command, panel in (

@@ -14,7 +14,7 @@ from broker.border import attach
 from broker.errors import ConnectionLost, Unreachable
 from broker.protocol.codec import decode, encode
 from broker.protocol.ticket import Ticket
-from broker.relays import on_this_machine, read_authorities, union
+from broker.relays import read_authorities, way
 from broker.spoke.options import SpokeOptions
 
 __all__ = ["NativeReader", "native_reader"]
@@ -93,11 +93,9 @@ async def native_reader(
 ) -> AsyncIterator[NativeReader]:
     """A connected, subscribed reader with an endpoint of its own."""
     hub = Ticket.decode(ticket)
+    address, relays = way(hub, options.relays)
     endpoint = ext.Endpoint.bind(
-        ext.generate_secret(),
-        bind="127.0.0.1:0" if on_this_machine(hub.addrs, (*options.relays, *hub.relays)) else "0.0.0.0:0",
-        relay_urls=union(options.relays, hub.relays),
-        relay_ca=read_authorities(options.relay_ca),
+        ext.generate_secret(), bind=address, relay_urls=relays, relay_ca=read_authorities(options.relay_ca)
     )
     try:
         reader = NativeReader(endpoint, topic, expected, quiet)

@@ -120,8 +120,8 @@ async def _announce(server: RelayServer, writer: LineWriter, json: bool) -> None
 
 
 def _tell(server: RelayServer) -> None:
-    """A relay has nothing in flight that would wait for it: packets are passed on as they come, and its clients stay for
-    as long as it lets them. So it says whom it leaves, and goes."""
+    """A relay has nothing in flight that would wait for it: packets are passed on as they come, and its clients stay
+    for as long as it lets them. So it says whom it leaves, and goes."""
     server.draining = True
     clients = server.relay.counters()["clients"]
     note(

@@ -82,6 +82,8 @@ def extension_families(counters: Mapping[str, int], overview: ext.Overview | Non
         yield CounterMetricFamily(f"broker_{name}", text, value=counters.get(counter, 0))
     for name, (counter, text) in BY_DIRECTION.items():
         yield _labelled(name, text, "direction", {way: counters.get(f"{counter}_{way}", 0) for way in DIRECTIONS})
+    changes = {to: counters.get(f"paths_to_{to}", 0) for to in ("direct", "relay")}
+    yield _labelled("path_changes", "Connections that went over to another kind of path.", "to", changes)
     yield from _gossip(counters)
     if overview is not None:
         yield from _quic(overview)

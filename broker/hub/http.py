@@ -7,9 +7,9 @@ changes anything. Not here: what is measured (metrics.py), the console and the g
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -36,11 +36,13 @@ async def serve_http(
     registry: CollectorRegistry,
     not_ready: Callable[[], str | None],
     status: Callable[[], str],
+    told: Callable[[], Mapping[str, Any]] = dict,
 ) -> AsyncIterator[str]:
     """Serves on ``host:port`` while the block runs and gives the address that was bound. ``not_ready`` says why work
-    should go elsewhere (``draining``), or None; ``status`` is the text of the page. Raises :class:`BindError`."""
+    should go elsewhere (``draining``), or None; ``told`` is what ``/readyz`` says besides; ``status`` is the text of
+    the page. Raises :class:`BindError`."""
     runner = web.AppRunner(
-        _application(registry, not_ready, status), access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
+        _application(registry, not_ready, status, told), access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
     )
     await runner.setup()
     try:
@@ -67,7 +69,10 @@ async def _bind(runner: web.AppRunner, address: str) -> None:
 
 
 def _application(
-    registry: CollectorRegistry, not_ready: Callable[[], str | None], status: Callable[[], str]
+    registry: CollectorRegistry,
+    not_ready: Callable[[], str | None],
+    status: Callable[[], str],
+    told: Callable[[], Mapping[str, Any]],
 ) -> web.Application:
     async def metrics(request: web.Request) -> web.Response:
         openmetrics = OPENMETRICS in request.headers.get("Accept", "")
@@ -83,8 +88,9 @@ def _application(
 
     async def readyz(_: web.Request) -> web.Response:
         if (reason := not_ready()) is not None:
-            return web.json_response({"status": "not ready", "reason": reason}, status=503, headers=NO_STORE)
-        return web.json_response({"status": "ready"}, headers=NO_STORE)
+            body = {"status": "not ready", "reason": reason, **told()}
+            return web.json_response(body, status=503, headers=NO_STORE)
+        return web.json_response({"status": "ready", **told()}, headers=NO_STORE)
 
     async def page(_: web.Request) -> web.Response:
         return web.Response(text=status(), headers=NO_STORE)

@@ -28,6 +28,7 @@ from broker.hub.joining import join_realm
 from broker.hub.metrics import HubGauges, HubMetrics, watch_loop_lag
 from broker.hub.operations import HubOperations
 from broker.hub.realm import Realm
+from broker.hub.relay_watch import RelayWatch
 from broker.hub.router import Router
 from broker.keys import (
     HubState,
@@ -70,6 +71,7 @@ class Hub:
         self._stack = AsyncExitStack()
         self._router: Router | None = None
         self._draining = self._restarted = False
+        self._relay_watch: RelayWatch | None = None
         self._done = asyncio.Event()
         self._dials: dict[int, Ticket] = {}
         self._attempts: dict[int, int] = {}
@@ -155,9 +157,17 @@ class Hub:
         self._stack.callback(attach(endpoint, router, router.swarms if config.gossip.enabled else None))
         lag = asyncio.create_task(watch_loop_lag(metrics.loop_lagged), name="broker-loop-lag")
         self._stack.push_async_callback(_cancelled, lag)
+        if config.relays:
+            watch = self._relay_watch = RelayWatch(endpoint, config.relays, self._addresses_changed)
+            metrics.registry.register(watch)
+            watching = asyncio.create_task(watch.run(), name="broker-relay-watch")
+            self._stack.push_async_callback(_cancelled, watching)
         if config.http:
+            told = self._relay_watch.told if self._relay_watch is not None else dict
             self.http_address = await self._stack.enter_async_context(
-                serve_http(config.http, registry=metrics.registry, not_ready=self._not_ready, status=self._status)
+                serve_http(
+                    config.http, registry=metrics.registry, not_ready=self._not_ready, status=self._status, told=told
+                )
             )
         self._announce(endpoint)
         router.links.start()
@@ -249,6 +259,12 @@ class Hub:
         if self.config.ticket_file is not None:
             write_atomically(self.config.ticket_file, self.ticket.encode() + b"\n")
 
+    def _addresses_changed(self) -> None:
+        try:
+            self._write_ticket()
+        except OSError as error:
+            log.error("the ticket with the new addresses cannot be written: %s", error)
+
     def _ticket(self, secret: str | None) -> Ticket:
         """Where this hub is and where the realm's others are, with the secret of an invite."""
         endpoint = self.router.endpoint
@@ -296,7 +312,9 @@ class Hub:
     def _not_ready(self) -> str | None:
         if self._draining:
             return "draining"
-        return None if self.ready else "starting or stopping"
+        if not self.ready:
+            return "starting or stopping"
+        return self._relay_watch.not_ready() if self._relay_watch is not None else None
 
     def _status(self) -> str:
         return f"broker {VERSION}\nhub {self.node_id}\nspokes {len(self.router.sessions)}\n"

@@ -1,7 +1,7 @@
 """A certificate authority for labs and tests: Ed25519 certificates for relays, written without any other program.
 
-Just enough of X.509 for TLS clients to check host names and addresses against. Not for anything that is to last: keys lie
-in files beside their certificates. Not here: certificates of peers, which have none (a NodeId is the key).
+Just enough of X.509 for TLS clients to check host names and addresses against. Not for anything that is to last: keys
+lie in files beside their certificates. Not here: certificates of peers, which have none (a NodeId is the key).
 """
 
 from __future__ import annotations
@@ -47,15 +47,16 @@ class Issued:
 class Authority:
     """Makes ``ca.pem`` in a directory, and with :meth:`issue` certificates that it signs."""
 
-    def __init__(self, directory: Path, name: str = "lab authority") -> None:
-        self._directory, self._name, self._secret = directory, name, ext.generate_secret()
+    def __init__(self, directory: Path) -> None:
+        self._directory, self._secret = directory, ext.generate_secret()
+        self._name = f"lab authority {ext.node_id(self._secret)[:10]}"
         directory.mkdir(parents=True, exist_ok=True)
         extensions = [
             _sequence(BASIC_CONSTRAINTS, TRUE, _tlv(OCTETS, _sequence(TRUE))),
             _sequence(KEY_USAGE, TRUE, _tlv(OCTETS, SIGNS_CERTIFICATES)),
         ]
         self.file = directory / "ca.pem"
-        self.file.write_bytes(_pem("CERTIFICATE", self._certificate(self._secret, name, extensions, LIFE)))
+        self.file.write_bytes(_pem("CERTIFICATE", self._certificate(self._secret, self._name, extensions, LIFE)))
 
     def issue(self, name: str, hosts: Sequence[str], *, life: timedelta = LIFE) -> Issued:
         """A certificate for these host names and addresses, in ``NAME.pem`` and ``NAME.key`` (mode 0600)."""

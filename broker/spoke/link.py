@@ -13,7 +13,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from broker import _gossip_ext as ext
@@ -31,7 +31,7 @@ from broker.errors import (
 from broker.protocol.codec import Message, decode, encode
 from broker.protocol.ticket import Ticket
 from broker.protocol.wire import RESERVED_PREFIXES, CloseCode
-from broker.relays import read_authorities, union
+from broker.relays import read_authorities, way
 from broker.spoke.connections import Connections
 from broker.spoke.door import Door, Hubs
 from broker.spoke.options import SpokeOptions
@@ -95,8 +95,7 @@ class Link:
         self._token = 0
         self._hubs: dict[str, Ticket] = {}
         """The hubs of the realm, as far as they are known, the ticket's own first."""
-        self._invite: str | None = None
-        """The secret of the ticket."""
+        self._invite: str | None = None  # the secret of the ticket
         self._keeper: asyncio.Task[None] | None = None
         self._detach: Callable[[], None] = lambda: None
         self._closing = False
@@ -115,14 +114,14 @@ class Link:
         self._max_frame_bytes = min(self._options.max_frame_bytes, hub_takes or self._options.max_frame_bytes)
         return self._max_frame_bytes
 
-    def bind(self, *, loopback: bool, relays: Sequence[str] = ()) -> None:
-        """Opens the endpoint, with these relays beside its own. Raises BindError, ConfigError."""
+    def bind(self, ticket: Ticket | None = None) -> None:
+        """Opens the endpoint, for the way to the ticket's hubs. Raises BindError, ConfigError."""
         if self.endpoint is None:
-            address = self._options.bind or ("127.0.0.1:0" if loopback else "0.0.0.0:0")
+            address, relays = way(ticket, self._options.relays)
             self.endpoint = ext.Endpoint.bind(
                 self._secret,
-                bind=address,
-                relay_urls=union(self._options.relays, relays),
+                bind=self._options.bind or address,
+                relay_urls=relays,
                 relay_ca=read_authorities(self._options.relay_ca),
                 accept=self._options.accept or self._options.gossip,
                 open=self._options.accept,
@@ -352,6 +351,8 @@ class Link:
             self._failure = Unreachable(
                 f"the hub did not answer: {message}; is it running, and is the ticket its current one?"
             )
+            if self.endpoint is not None:
+                self.endpoint.renew_relays()  # a connection to one may be dead, or wait long for its next try
         self._token = -1
         self._signal()
 

@@ -21,7 +21,6 @@ from broker.protocol.registration import MAX_ADDRS, MAX_RELAYS, GossipPlace, Ope
 from broker.protocol.routing import check_pattern
 from broker.protocol.ticket import Ticket
 from broker.protocol.wire import GOSSIP, PROTOCOL_VERSION, CloseCode
-from broker.relays import on_this_machine, union
 from broker.spoke.answers import Answers, current_call
 from broker.spoke.calls import Answer, Calls, RollCall
 from broker.spoke.link import Link
@@ -177,15 +176,14 @@ class Spoke:
     def start(self, ticket: str | Ticket) -> None:
         """Begins to connect, and from then on stays connected as far as the network lets. Inside a running loop."""
         parsed = ticket if isinstance(ticket, Ticket) else Ticket.decode(ticket)
-        relays = union(parsed.relays, *(one.relays for one in parsed.others))
-        self._link.bind(loopback=on_this_machine(parsed.addrs, (*self.options.relays, *relays)), relays=relays)
+        self._link.bind(parsed)
         self._began()
         self._link.keep(parsed)
 
     def listen(self) -> Ticket:
         """Waits to be dialled instead (options.accept). Returns the ticket for ``broker hub --dial``: who has it may be
         this spoke's hub."""
-        self._link.bind(loopback=on_this_machine((), self.options.relays))
+        self._link.bind()
         self._began()
         at = self._link.endpoint
         assert at is not None

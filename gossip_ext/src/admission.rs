@@ -12,6 +12,7 @@ use crate::close;
 use crate::gossip::GOSSIP;
 use crate::metrics::Counters;
 use crate::peers::Peers;
+use crate::reach::PROBE;
 
 /// The sets. Deny beats allow beats open.
 #[derive(Debug, Default)]
@@ -30,15 +31,18 @@ pub struct Admission {
     sets: RwLock<Sets>,
     /// Who may gossip, out of those who are not denied.
     pub peers: Peers,
+    /// This endpoint's own prober; `None`: nobody may probe.
+    prober: Option<PublicKey>,
     counters: Arc<Counters>,
 }
 
 impl Admission {
     /// With these sets.
-    pub fn new(sets: Sets, counters: Arc<Counters>) -> Self {
+    pub fn new(sets: Sets, counters: Arc<Counters>, prober: Option<PublicKey>) -> Self {
         Self {
             sets: RwLock::new(sets),
             peers: Peers::default(),
+            prober,
             counters,
         }
     }
@@ -62,6 +66,11 @@ impl Admission {
         }
         let admitted = !incoming || sets.open || sets.allow.contains(peer);
         (!admitted).then(|| close::not_admitted(peer))
+    }
+
+    /// The close with which whoever is not our prober is refused as such, or `None`.
+    fn strange(&self, peer: &PublicKey) -> Option<close::Close> {
+        (Some(*peer) != self.prober).then(|| close::not_admitted(peer))
     }
 
     /// Counts a refusal by its code.
@@ -97,6 +106,7 @@ impl EndpointHooks for Hook {
         let peer = conn.remote_id();
         let refusal = match conn.alpn() {
             GOSSIP => self.0.peers.enter(conn, || self.0.denial(&peer)),
+            PROBE => self.0.strange(&peer),
             _ => self.0.refusal(&peer, incoming),
         };
         let Some(refusal) = refusal else {

@@ -10,8 +10,7 @@ use iroh::endpoint::{
     QuicTransportConfig, presets,
 };
 use iroh::protocol::{IncomingFilterOutcome, Router};
-use iroh::tls::CaTlsConfig;
-use iroh::{RelayMap, RelayMode, RelayUrl, SecretKey};
+use iroh::{RelayMode, RelayUrl, SecretKey};
 
 use crate::admission::{Admission, Hook, Sets};
 use crate::close;
@@ -20,7 +19,9 @@ use crate::gossip::{GOSSIP, Gossip, Handler};
 use crate::hub::{ALPN, Core, Framed, Options};
 use crate::inbox::Inbox;
 use crate::metrics::Counters;
-use crate::{relays, watchdog};
+use crate::reach::{Answers, PROBE};
+use crate::relays::{self, Authorities, Relays};
+use crate::watchdog;
 
 /// What a peer may have sent on a stream that this side has not read. With SEND_WINDOW it is what lies beyond the lanes
 /// when a reader is slow; at 1 MiB a path of 50 ms still carries 20 MB/s.
@@ -67,8 +68,8 @@ pub struct Settings {
     pub bind: SocketAddr,
     /// Relays to use; none means that nobody is contacted.
     pub relay_urls: Vec<RelayUrl>,
-    /// Who signs the relays' certificates; `None`: whoever a browser believes.
-    pub relay_ca: Option<CaTlsConfig>,
+    /// Who signs their certificates.
+    pub relay_ca: Authorities,
     /// Whether to take incoming connections.
     pub accept: bool,
     /// Whether to admit everybody who is not denied.
@@ -116,7 +117,12 @@ pub async fn bind(settings: Settings) -> Result<(Arc<Core>, Router)> {
         open: settings.open,
         ..Sets::default()
     };
-    let admission = Arc::new(Admission::new(sets, counters.clone()));
+    let relays = (!settings.relay_urls.is_empty()).then(|| {
+        let (secret, authorities) = (&settings.secret, settings.relay_ca.clone());
+        Arc::new(Relays::new(secret, authorities, settings.relay_urls))
+    });
+    let prober = relays.as_ref().map(|relays| relays.prober().id());
+    let admission = Arc::new(Admission::new(sets, counters.clone(), prober));
     let lookup = MemoryLookup::new();
     let mut builder = iroh::Endpoint::builder(presets::Minimal)
         .secret_key(settings.secret.clone())
@@ -127,20 +133,14 @@ pub async fn bind(settings: Settings) -> Result<(Arc<Core>, Router)> {
         .clear_ip_transports()
         .bind_addr(settings.bind)
         .map_err(|error| Error::Bind(format!("{}: {error:#}", settings.bind)))?;
-    builder = if settings.relay_urls.is_empty() {
-        builder
+    builder = match &relays {
+        None => builder
             .relay_mode(RelayMode::Disabled)
-            .net_report_config(NetReportConfig::minimal())
-    } else {
-        let relays: RelayMap = settings
-            .relay_urls
-            .into_iter()
-            .map(relays::config)
-            .collect();
-        builder
-            .relay_mode(RelayMode::Custom(relays))
+            .net_report_config(NetReportConfig::minimal()),
+        Some(relays) => builder
+            .relay_mode(RelayMode::Custom(relays.map()))
             .net_report_config(relays::reports())
-            .ca_tls_config(settings.relay_ca.unwrap_or_default())
+            .ca_tls_config(settings.relay_ca.config()),
     };
     if settings.gossip_message_bytes.is_some() {
         builder = builder.address_lookup(lookup.clone());
@@ -168,11 +168,15 @@ pub async fn bind(settings: Settings) -> Result<(Arc<Core>, Router)> {
         admission,
         settings.options,
         gossip.clone(),
+        relays.clone(),
     ));
     let mut router = Router::builder(endpoint);
     if let Some(gossip) = gossip {
         router = router.accept(GOSSIP, Handler(gossip.overlay.clone()));
         tokio::spawn(watchdog::run(Arc::downgrade(&core)));
+    }
+    if relays.is_some() {
+        router = router.accept(PROBE, Answers);
     }
     let router = if settings.accept {
         router.accept(ALPN, Framed(core.clone()))
@@ -204,6 +208,9 @@ fn bind_error(address: SocketAddr, error: &BindError) -> Error {
 /// Leaves every swarm, ends every connection with code 1 and closes the socket.
 pub async fn close(core: Arc<Core>, router: Router) {
     let gossip = core.gossip();
+    if let Some(relays) = &core.relays {
+        relays.prober().forget().await;
+    }
     let leaving = tokio::spawn(async move {
         if let Some(gossip) = gossip {
             gossip.close().await;

@@ -25,6 +25,7 @@ use crate::gossip::MESSAGE_BYTES;
 use crate::hub::{Core, Options};
 use crate::outbox::{CALLS, TOPICS};
 use crate::overview::Overview;
+use crate::relays::{Authorities, Relays};
 use crate::stats::ConnectionStats;
 use crate::swarm::{Join, Swarm};
 use crate::{keys, relays, runtime};
@@ -144,7 +145,7 @@ impl Endpoint {
             bind: SocketAddr::from_str(bind)
                 .map_err(|error| Error::Value(format!("bind: not ip:port: {bind:?} ({error})")))?,
             relay_urls: parse_all("a relay URL", &relay_urls)?,
-            relay_ca: relay_ca.map(relays::roots).transpose()?,
+            relay_ca: Authorities::new(relay_ca)?,
             accept,
             open,
             idle_timeout: seconds("idle_timeout", idle_timeout)?,
@@ -189,14 +190,69 @@ impl Endpoint {
     }
 
     fn relay_urls(&self) -> Vec<String> {
-        let endpoint = self.core.endpoint();
-        let addr = endpoint.iter().map(iroh::Endpoint::addr);
-        addr.flat_map(|addr| {
-            addr.relay_urls()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
+        let (Some(endpoint), Some(relays)) = (self.core.endpoint(), &self.core.relays) else {
+            return Vec::new();
+        };
+        let urls = match relays::home(&endpoint) {
+            Some((url, ..)) => vec![url],
+            None => relays.urls(),
+        };
+        urls.iter().map(ToString::to_string).collect()
+    }
+
+    fn home_relay(&self) -> Option<(String, bool, Option<String>, bool)> {
+        let endpoint = self.core.endpoint()?;
+        let (url, connected, trouble, denied) = relays::home(&endpoint)?;
+        Some((url.to_string(), connected, trouble, denied))
+    }
+
+    fn insert_relay(&self, url: &str) -> Result<()> {
+        self.with_relays(url, |relays, endpoint, url| async move {
+            relays.insert(&endpoint, url).await;
         })
-        .collect()
+    }
+
+    fn remove_relay(&self, url: &str) -> Result<()> {
+        self.with_relays(url, |relays, endpoint, url| async move {
+            relays.remove(&endpoint, &url).await;
+        })
+    }
+
+    fn renew_relay(&self, url: &str) -> Result<()> {
+        self.with_relays(url, |relays, endpoint, url| async move {
+            relays.renew(&endpoint, &url).await;
+        })
+    }
+
+    fn renew_relays(&self) -> Result<()> {
+        if let (Some(relays), Some(endpoint)) = (self.core.relays.clone(), self.core.endpoint()) {
+            runtime::runtime()?.spawn(async move {
+                for url in relays.urls() {
+                    relays.renew(&endpoint, &url).await;
+                }
+            });
+        }
+        Ok(())
+    }
+
+    #[pyo3(signature = (url, timeout))]
+    fn probe(&self, url: &str, timeout: f64) -> Result<()> {
+        let limit = seconds("timeout", timeout)?;
+        self.with_relays(url, move |relays, _, url| async move {
+            relays.probe(url, limit).await;
+        })
+    }
+
+    fn probed(&self) -> Option<(&'static str, f64, String)> {
+        let probed = self.core.relays.as_ref()?.probed()?;
+        Some((probed.kind, probed.seconds, probed.message))
+    }
+
+    fn network_change(&self) -> Result<()> {
+        if let Some(endpoint) = self.core.endpoint() {
+            runtime::runtime()?.spawn(async move { endpoint.network_change().await });
+        }
+        Ok(())
     }
 
     fn fileno(&self) -> RawFd {
@@ -335,7 +391,7 @@ impl Endpoint {
     fn learn(&self, node_id: &str, addrs: Vec<String>, relay_urls: Vec<String>) -> Result<()> {
         let addr = address(node_id, &addrs, &relay_urls)?;
         if let Some(gossip) = self.core.gossip() {
-            gossip.learn(addr);
+            gossip.learn(self.core.translate(addr));
         }
         Ok(())
     }
@@ -422,6 +478,20 @@ impl Endpoint {
 }
 
 impl Endpoint {
+    /// Spawns what is to be done with one relay.
+    fn with_relays<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        url: &str,
+        work: impl FnOnce(Arc<Relays>, iroh::Endpoint, RelayUrl) -> F,
+    ) -> Result<()> {
+        let url = RelayUrl::from_str(url)
+            .map_err(|error| Error::Value(format!("not a relay URL: {url:?} ({error})")))?;
+        let relays = self.core.relays.clone().ok_or(Error::NoRelays)?;
+        let endpoint = self.core.endpoint().ok_or(Error::Closed)?;
+        runtime::runtime()?.spawn(work(relays, endpoint, url));
+        Ok(())
+    }
+
     fn check_open(&self) -> Result<()> {
         match self.core.closed.load(Ordering::Acquire) {
             true => Err(Error::Closed),

@@ -28,6 +28,8 @@ pub enum Error {
     Busy,
     /// Bound without gossip.
     NoGossip,
+    /// Bound without relays.
+    NoRelays,
     /// The operating system refused something that is not an address.
     Os(std::io::Error),
 }
@@ -65,6 +67,9 @@ impl From<Error> for PyErr {
             Error::NoGossip => PyRuntimeError::new_err(
                 "this endpoint does not gossip: bind it with gossip_message_bytes",
             ),
+            Error::NoRelays => {
+                PyRuntimeError::new_err("this endpoint has no relays: bind it with relay_urls")
+            }
             Error::Os(error) => PyOSError::new_err((error.raw_os_error(), error.to_string())),
         }
     }

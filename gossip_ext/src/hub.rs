@@ -12,6 +12,7 @@ use iroh::endpoint::{
 use iroh::metrics::SocketMetrics;
 use iroh::protocol::{AcceptError, ProtocolHandler};
 use iroh::{EndpointAddr, PublicKey};
+use n0_future::task::AbortOnDropHandle;
 
 use crate::admission::Admission;
 use crate::close::{self, Close};
@@ -21,7 +22,8 @@ use crate::gossip::Gossip;
 use crate::inbox::{Inbox, Item};
 use crate::metrics::Counters;
 use crate::overview::{Quic, Reading};
-use crate::stream;
+use crate::relays::{self, Relays};
+use crate::{paths, stream};
 
 /// The protocol of framed streams.
 pub const ALPN: &[u8] = b"alkhub/1";
@@ -58,6 +60,8 @@ pub struct Core {
     pub admission: Arc<Admission>,
     /// As bound.
     pub options: Options,
+    /// Those that it uses; `None`: bound without.
+    pub relays: Option<Arc<Relays>>,
     /// Close was called.
     pub closed: AtomicBool,
     /// Until close: the UDP socket is closed only when the last clone is dropped, and Python may hold this for longer.
@@ -82,8 +86,10 @@ impl Core {
         admission: Arc<Admission>,
         options: Options,
         gossip: Option<Arc<Gossip>>,
+        relays: Option<Arc<Relays>>,
     ) -> Self {
         Self {
+            relays,
             gossip: Mutex::new(gossip),
             id: endpoint.id(),
             socket: endpoint.metrics().socket.clone(),
@@ -184,8 +190,19 @@ impl Core {
             link: link.clone(),
             token: token.unwrap_or(0),
         });
+        if self.relays.is_some() {
+            tokio::spawn(paths::count(self.clone(), link.clone()));
+        }
         tokio::spawn(stream::run(self.clone(), link, send, recv, decoder));
         true
+    }
+
+    /// An address as iroh is to be told.
+    pub fn translate(&self, addr: EndpointAddr) -> EndpointAddr {
+        match &self.relays {
+            Some(relays) => relays.translate(addr),
+            None => addr,
+        }
     }
 
     /// Waits for the stream and its first header; only then does the connection exist for Python.
@@ -233,9 +250,28 @@ impl Core {
         }
     }
 
+    /// If a dial takes longer than this, what is wrong with its relays.
+    fn doubt(
+        &self,
+        addr: &EndpointAddr,
+        after: Duration,
+    ) -> Option<AbortOnDropHandle<Option<String>>> {
+        let (relays, endpoint) = (self.relays.clone()?, self.endpoint()?);
+        let urls: Vec<_> = addr.relay_urls().cloned().collect();
+        if urls.is_empty() {
+            return None;
+        }
+        Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            relays.why(&endpoint, urls).await
+        })))
+    }
+
     /// Connects and reports OPENED or DIAL_FAILED.
     pub async fn dial(self: Arc<Self>, token: i64, addr: EndpointAddr, limit: Duration) {
         let whereto = describe(&addr);
+        let doubt = self.doubt(&addr, limit / 2);
+        let addr = self.translate(addr);
         let Some(endpoint) = self.endpoint() else {
             return; // Nobody waits: close() came between the call and this.
         };
@@ -255,14 +291,19 @@ impl Core {
                 ("closed", None, "this endpoint is closed".to_owned())
             }
             Ok(Err(error)) => dial_error(&error, &whereto),
-            Err(_) => (
-                "unreachable",
-                None,
-                format!(
+            Err(_) => {
+                let nobody = format!(
                     "nobody answered at {whereto} within {} s",
                     limit.as_secs_f64()
-                ),
-            ),
+                );
+                let why = doubt.filter(|doubt| doubt.is_finished());
+                let why = match why {
+                    Some(why) => why.await.ok().flatten(),
+                    None => None,
+                };
+                let message = why.map_or_else(|| nobody.clone(), |why| format!("{nobody}; {why}"));
+                ("unreachable", None, message)
+            }
         };
         self.inbox.push(Item::DialFailed {
             token,
@@ -275,7 +316,7 @@ impl Core {
 
 fn describe(addr: &EndpointAddr) -> String {
     let mut places: Vec<String> = addr.ip_addrs().map(ToString::to_string).collect();
-    places.extend(addr.relay_urls().map(ToString::to_string));
+    places.extend(addr.relay_urls().map(|url| relays::plain(url).to_string()));
     match places.as_slice() {
         [] => "no address".to_owned(),
         _ => places.join(", "),

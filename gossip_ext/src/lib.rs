@@ -26,7 +26,9 @@ mod metrics;
 mod opening;
 mod outbox;
 mod overview;
+mod paths;
 mod peers;
+mod reach;
 mod receive;
 mod relay;
 mod relay_access;
@@ -38,6 +40,7 @@ mod spin;
 mod stats;
 mod stream;
 mod swarm;
+mod token;
 mod watchdog;
 
 /// The module.

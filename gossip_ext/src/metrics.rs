@@ -79,6 +79,10 @@ counters! {
         datagrams_out,
         /// Datagrams dropped here because Python was behind.
         datagrams_dropped,
+        /// Connections that went over from a relay to a direct path.
+        paths_to_direct,
+        /// Connections that went over from a direct path to a relay.
+        paths_to_relay,
         /// Dials of ours for gossip that came to nothing.
         gossip_dials_failed,
         /// Gossip connections ended because their peer was removed, denied or shunned.

@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 
 use crate::gossip::GOSSIP;
 use crate::hub::{ALPN, Core};
+use crate::paths;
 
 const KINDS: usize = 8;
 
@@ -56,7 +57,7 @@ impl Quic {
 /// What a connection is like now, and what QUIC has counted of it.
 #[derive(Debug)]
 pub struct Reading {
-    /// `direct`, `relay`, `mixed` or `none`: its open paths.
+    /// `direct`, `relay`, `mixed` or `none`, see [`paths::kind`].
     pub path: &'static str,
     /// Where the peer is on the path in use; `None` without one.
     pub remote: Option<TransportAddr>,
@@ -69,12 +70,11 @@ pub struct Reading {
 impl Reading {
     /// Now. `congestion` keeps the events that were seen: QUIC counts them by path, and forgets a path that has closed.
     pub fn of(connection: &Connection, congestion: &AtomicU64) -> Self {
-        let (mut direct, mut relay, mut events) = (false, false, 0);
+        let paths = connection.paths();
+        let mut events = 0;
         let (mut remote, mut rtt) = (None, Duration::ZERO);
-        for path in connection.paths().iter() {
+        for path in paths.iter() {
             let stats = path.stats();
-            direct |= path.is_ip();
-            relay |= path.is_relay();
             events += stats.congestion_events;
             if path.is_selected() || remote.is_none() {
                 remote = Some(path.remote_addr().clone());
@@ -84,12 +84,7 @@ impl Reading {
         let events = congestion.fetch_max(events, Ordering::Relaxed).max(events);
         let stats = connection.stats();
         Self {
-            path: match (direct, relay) {
-                (true, false) => "direct",
-                (false, true) => "relay",
-                (true, true) => "mixed",
-                (false, false) => "none",
-            },
+            path: paths::kind(&paths),
             remote,
             rtt,
             quic: Quic([

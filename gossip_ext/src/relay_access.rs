@@ -7,6 +7,7 @@ use iroh::PublicKey;
 use iroh_relay::server::{Access, AccessControl, ClientRequest, ConnectionId};
 
 use crate::metrics::Counter;
+use crate::token;
 
 const NOT_ADMITTED: &str =
     "this NodeId is not on the relay's list; whoever runs the relay can admit it";
@@ -17,11 +18,40 @@ struct State {
     allow: HashSet<PublicKey>,
     /// Connections of each NodeId that was let in.
     live: HashMap<PublicKey, usize>,
+    /// Those that are in on the word of another NodeId.
+    guests: HashMap<PublicKey, PublicKey>,
 }
 
 impl State {
-    fn admits(&self, id: &PublicKey) -> bool {
+    fn listed(&self, id: &PublicKey) -> bool {
         self.open || self.allow.contains(id)
+    }
+
+    fn admits(&self, id: &PublicKey) -> bool {
+        let sponsor = self.guests.get(id);
+        self.listed(id) || sponsor.is_some_and(|sponsor| self.listed(sponsor))
+    }
+
+    fn enter(&mut self, id: PublicKey, token: Option<String>) -> bool {
+        if !self.admits(&id) {
+            let sponsor = token.and_then(|token| token::sponsor(&token, &id));
+            let Some(sponsor) = sponsor.filter(|sponsor| self.listed(sponsor)) else {
+                return false;
+            };
+            self.guests.insert(id, sponsor);
+        }
+        *self.live.entry(id).or_default() += 1;
+        true
+    }
+
+    fn leave(&mut self, id: PublicKey) {
+        if let Some(count) = self.live.get_mut(&id) {
+            *count -= 1;
+            if *count == 0 {
+                self.live.remove(&id);
+                self.guests.remove(&id);
+            }
+        }
     }
 }
 
@@ -66,9 +96,7 @@ impl Admitted {
 impl AccessControl for Admitted {
     async fn on_connect(&self, request: &ClientRequest) -> Access {
         let id = request.endpoint_id();
-        let mut state = self.lock();
-        if state.admits(&id) {
-            *state.live.entry(id).or_default() += 1;
+        if self.lock().enter(id, request.auth_token()) {
             self.accepted.inc();
             Access::Allow
         } else {
@@ -80,12 +108,6 @@ impl AccessControl for Admitted {
     }
 
     fn on_disconnect(&self, endpoint_id: PublicKey, _: ConnectionId) {
-        let mut state = self.lock();
-        if let Some(count) = state.live.get_mut(&endpoint_id) {
-            *count -= 1;
-            if *count == 0 {
-                state.live.remove(&endpoint_id);
-            }
-        }
+        self.lock().leave(endpoint_id);
     }
 }

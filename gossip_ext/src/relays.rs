@@ -1,16 +1,22 @@
 //! How an endpoint uses relays: what it believes of them, and what it asks of them. Not here: being one (relay.rs).
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use iroh::dns::DnsResolver;
 use iroh::tls::CaTlsConfig;
-use iroh::{NetReportConfig, RelayConfig, RelayUrl};
+use iroh::{
+    EndpointAddr, NetReportConfig, RelayConfig, RelayMap, RelayUrl, SecretKey, TransportAddr,
+    Watcher,
+};
 use iroh_relay::RelayQuicConfig;
 use iroh_relay::defaults::DEFAULT_RELAY_QUIC_PORT;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use crate::error::{Error, Result};
+use crate::reach::{Probed, Prober};
 
 /// The UDP port at which a relay tells who asks by QUIC what its public address is: the URL's own port, so that a relay
 /// needs one port; iroh's for a URL without. `None` without TLS, since QUIC has none either then.
@@ -51,12 +57,175 @@ pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> {
     }
 }
 
-/// To believe these authorities and nobody else.
-pub fn roots(pem: &[u8]) -> Result<CaTlsConfig> {
-    certificates(pem)
-        .map(CaTlsConfig::custom_roots)
-        .map_err(|error| match error {
-            Error::Value(text) => Error::Value(format!("relay_ca: {text}")),
+/// Who is believed about the relays' certificates.
+#[derive(Debug, Clone, Default)]
+pub struct Authorities(Option<CaTlsConfig>);
+
+impl Authorities {
+    /// These and nobody else. `None`: those that browsers believe.
+    pub fn new(pem: Option<&[u8]>) -> Result<Self> {
+        let roots = pem
+            .map(certificates)
+            .transpose()
+            .map_err(|error| match error {
+                Error::Value(text) => Error::Value(format!("relay_ca: {text}")),
+                other => other,
+            })?;
+        Ok(Self(roots.map(CaTlsConfig::custom_roots)))
+    }
+
+    /// For iroh.
+    pub fn config(&self) -> CaTlsConfig {
+        self.0.clone().unwrap_or_default()
+    }
+}
+
+/// A relay's URL without what [`Relays::renew`] adds to tell connections apart.
+pub fn plain(url: &RelayUrl) -> RelayUrl {
+    if url.fragment().is_none() {
+        return url.clone();
+    }
+    let mut plain = (**url).clone();
+    plain.set_fragment(None);
+    plain.into()
+}
+
+/// An address as it is shown.
+pub fn shown(addr: &TransportAddr) -> String {
+    match addr {
+        TransportAddr::Ip(addr) => addr.to_string(),
+        TransportAddr::Relay(url) => plain(url).to_string(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// The relays of one endpoint. iroh keeps a connection a URL, and has no way to say that one is to be made anew: so each is
+/// known to iroh by a URL with a fragment, which goes nowhere, and a new connection is another fragment.
+#[derive(Debug)]
+pub struct Relays {
+    prober: Arc<Prober>,
+    /// Each relay's URL, and the one that iroh knows it by, with its number.
+    spelled: Mutex<HashMap<RelayUrl, (RelayUrl, u64)>>,
+}
+
+impl Relays {
+    /// With these to begin with.
+    pub fn new(secret: &SecretKey, authorities: Authorities, urls: Vec<RelayUrl>) -> Self {
+        let spelled = urls.into_iter().map(|url| (plain(&url), (plain(&url), 0)));
+        Self {
+            prober: Arc::new(Prober::new(secret, authorities)),
+            spelled: Mutex::new(spelled.collect()),
+        }
+    }
+
+    fn spelled(&self) -> MutexGuard<'_, HashMap<RelayUrl, (RelayUrl, u64)>> {
+        self.spelled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As they were given.
+    pub fn urls(&self) -> Vec<RelayUrl> {
+        self.spelled().keys().cloned().collect()
+    }
+
+    /// For iroh's builder.
+    pub fn map(&self) -> RelayMap {
+        let spelled = self.spelled();
+        spelled
+            .values()
+            .map(|(url, _)| config(url.clone()))
+            .collect()
+    }
+
+    /// Whoever probes.
+    pub fn prober(&self) -> &Arc<Prober> {
+        &self.prober
+    }
+
+    fn current(&self, url: &RelayUrl) -> RelayUrl {
+        let url = plain(url);
+        let spelled = self.spelled();
+        spelled
+            .get(&url)
+            .map_or(url, |(current, _)| current.clone())
+    }
+
+    /// An address whose relays are those that iroh is connected to.
+    pub fn translate(&self, addr: EndpointAddr) -> EndpointAddr {
+        let places = addr.addrs.into_iter().map(|place| match place {
+            TransportAddr::Relay(url) => TransportAddr::Relay(self.current(&url)),
             other => other,
-        })
+        });
+        EndpointAddr::from_parts(addr.id, places.collect::<Vec<_>>())
+    }
+
+    /// The relay may be chosen.
+    pub async fn insert(&self, endpoint: &iroh::Endpoint, url: RelayUrl) {
+        let current = {
+            let mut spelled = self.spelled();
+            let plain = plain(&url);
+            spelled.entry(plain.clone()).or_insert((plain, 0)).0.clone()
+        };
+        endpoint
+            .insert_relay(current.clone(), config(current))
+            .await;
+    }
+
+    /// It may not be chosen, and another one is.
+    pub async fn remove(&self, endpoint: &iroh::Endpoint, url: &RelayUrl) {
+        endpoint.remove_relay(&self.current(url)).await;
+    }
+
+    /// A new connection to it takes the place of the one that there is.
+    pub async fn renew(&self, endpoint: &iroh::Endpoint, url: &RelayUrl) {
+        let (before, now) = {
+            let mut spelled = self.spelled();
+            let plain = plain(url);
+            let entry = spelled.entry(plain.clone()).or_insert((plain.clone(), 0));
+            let before = entry.0.clone();
+            entry.1 += 1;
+            let mut now = (*plain).clone();
+            now.set_fragment(Some(&entry.1.to_string()));
+            entry.0 = now.into();
+            (before, entry.0.clone())
+        };
+        endpoint.insert_relay(now.clone(), config(now)).await;
+        endpoint.remove_relay(&before).await;
+    }
+
+    /// What is wrong with any of these, as far as it can be found out in two seconds.
+    pub async fn why(&self, endpoint: &iroh::Endpoint, urls: Vec<RelayUrl>) -> Option<String> {
+        let connected = home(endpoint).filter(|(_, connected, ..)| *connected);
+        let home = connected.map(|(url, ..)| url);
+        // Where it is at home, the relay lets it in.
+        let others = urls.iter().filter(|url| Some(*url) != home.as_ref());
+        let asked = others.map(|url| self.prober.why(url));
+        let found = n0_future::join_all(asked).await;
+        let found: Vec<_> = found.into_iter().flatten().collect();
+        (!found.is_empty()).then(|| found.join("; "))
+    }
+
+    /// Begins a probe.
+    pub async fn probe(&self, url: RelayUrl, limit: Duration) {
+        self.prober.clone().probe(plain(&url), limit).await;
+    }
+
+    /// What the last probe found, once.
+    pub fn probed(&self) -> Option<Probed> {
+        self.prober.take()
+    }
+}
+
+/// The relay that an endpoint is at home on: its URL, whether it is connected, and what is wrong. True: the relay will not
+/// have this NodeId.
+pub fn home(endpoint: &iroh::Endpoint) -> Option<(RelayUrl, bool, Option<String>, bool)> {
+    let status = endpoint.home_relay_status().get().into_iter().next()?;
+    let denied = status.auth_denied_reason().map(ToOwned::to_owned);
+    let error = status.last_error().map(|error| format!("{error:#}"));
+    let refused = denied.is_some();
+    Some((
+        plain(status.url()),
+        status.is_connected(),
+        denied.or(error),
+        refused,
+    ))
 }

@@ -1,10 +1,10 @@
 //! A reading of one connection.
 
-use iroh::TransportAddr;
 use pyo3::prelude::*;
 
 use crate::connection::Link;
 use crate::overview::Reading;
+use crate::relays;
 
 /// A reading of one connection.
 #[pyclass(frozen, get_all, module = "broker._gossip_ext")]
@@ -31,12 +31,11 @@ impl ConnectionStats {
         let (queued_bytes, queued_frames) = link.outbox().queued();
         Self {
             path: reading.path,
-            remote_addr: match reading.remote {
-                Some(TransportAddr::Ip(addr)) => addr.to_string(),
-                Some(TransportAddr::Relay(url)) => url.to_string(),
-                Some(other) => format!("{other:?}"),
-                None => String::new(),
-            },
+            remote_addr: reading
+                .remote
+                .as_ref()
+                .map(relays::shown)
+                .unwrap_or_default(),
             rtt: reading.rtt.as_secs_f64(),
             bytes_sent: quic.udp_tx.bytes,
             bytes_received: quic.udp_rx.bytes,

@@ -1,8 +1,10 @@
-"""What the tests of relays stand on: a certificate authority, relays of ours on loopback, hubs that are reachable through
-them alone. Not here: any expectation."""
+"""What the tests of relays stand on: a certificate authority, relays of ours on loopback, hubs and spokes that have no
+other way to each other, and a valve before a relay that can shut it up. Not here: any expectation."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from broker import Hub
+from broker.config import split_address
 from broker.lab.authority import Authority, Issued
 from broker.protocol.ticket import Ticket
 from broker.relay import RelayConfig, RelayServer
@@ -37,14 +40,73 @@ class Stage:
 
     @asynccontextmanager
     async def hub(self, *relays: str, **config: Any) -> AsyncIterator[Hub]:
-        async with a_hub(relays=relays, relay_ca=self.ca, **config) as hub:
+        async with a_hub(**({"relays": relays, "relay_ca": self.ca} | config)) as hub:
             yield hub
 
     @property
     def options(self) -> SpokeOptions:
         return replace(FAST, relay_ca=self.ca)
 
+    @property
+    def apart(self) -> SpokeOptions:
+        """Of a spoke that no direct path leads to: it speaks IPv6, and the hub IPv4."""
+        return replace(self.options, bind="[::1]:0")
+
 
 def by_relay(hub: Hub) -> str:
     """Its ticket without a direct address."""
     return replace(Ticket.decode(hub.ticket), addrs=()).encode()
+
+
+class Valve:
+    """Passes TCP on to a relay, until it is shut: then it takes connections, and what is sent, and is silent."""
+
+    def __init__(self, relay: RelayServer) -> None:
+        self._target = split_address(relay.relay.address())
+        self._open = asyncio.Event()
+        self._open.set()
+        self.url = ""
+
+    def shut(self) -> None:
+        self._open.clear()
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def _passed(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._open.wait()
+        with contextlib.suppress(OSError):
+            onward, back = await asyncio.open_connection(*self._target)
+            try:
+                await asyncio.gather(self._pump(reader, back), self._pump(onward, writer))
+            finally:
+                back.close()
+                writer.close()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            await self._open.wait()
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+
+@asynccontextmanager
+async def valve(relay: RelayServer) -> AsyncIterator[Valve]:
+    made = Valve(relay)
+    tasks: set[asyncio.Task[None]] = set()
+
+    def came(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(made._passed(reader, writer))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    server = await asyncio.start_server(came, "127.0.0.1", 0)
+    made.url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield made
+    finally:
+        server.close()
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

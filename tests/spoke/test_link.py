@@ -229,7 +229,7 @@ async def test_who_is_refused_is_told_by_whom_and_why() -> None:
 
 async def test_an_address_that_cannot_be_dialled_is_told() -> None:
     link = Link(secret=ext.generate_secret(), options=SpokeOptions(), registration=dict)
-    link.bind(loopback=True)
+    link.bind()
     link.keep(Ticket(node_id=TICKET.node_id, addrs=("nonsense",), relays=()))
     with pytest.raises(Unreachable, match="cannot be dialled"):
         await link.wait_up(0.2)
