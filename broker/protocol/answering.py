@@ -34,6 +34,7 @@ __all__ = [
     "Refused",
     "Send",
     "Start",
+    "again_of",
     "credit_of",
     "error_detail",
     "flag_of",
@@ -72,6 +73,8 @@ class Start(NamedTuple):
     timeout: float | None
     window: int
     stream: bool | None
+    again: dict[str, Any] | None = None
+    """It was asked over a direct connection before (docs/protocol.md, Spoke to spoke)."""
 
 
 class Cancel(NamedTuple):
@@ -179,10 +182,11 @@ class Answering:
         identity = detail.get("identity")
         try:
             operation = operation_of(detail)
-            timeout, credit, stream = (
+            timeout, credit, stream, again = (
                 timeout_of(detail, None, MAX_TIMEOUT),
                 credit_of(detail),
                 flag_of(detail, "stream"),
+                again_of(detail),
             )
             if len(self._credit) >= self._max_running:
                 message = f"busy: {self._max_running} calls are running, which is the limit"
@@ -191,7 +195,7 @@ class Answering:
             return Send("call.error", error_detail(request_id, no.code, no.message, no.details))
         window = self._credit[request_id] = min(DEFAULT_WINDOW if credit is None else credit, MAX_WINDOW)
         known = identity if isinstance(identity, dict) else None
-        return Start(request_id, operation, detail.get("input"), known, timeout, window, stream)
+        return Start(request_id, operation, detail.get("input"), known, timeout, window, stream, again)
 
     def _credited(self, request_id: str, more: Any) -> list[Effect]:
         if type(more) is not int or more < 1:
@@ -246,6 +250,19 @@ def flag_of(detail: dict[str, Any], key: str) -> bool | None:
     if value is None or type(value) is bool:
         return value
     raise Refused("VALIDATION_ERROR", f"{key} is not a boolean")
+
+
+def again_of(detail: dict[str, Any]) -> dict[str, Any] | None:
+    """Which call over a direct connection this is, asked once more: ``id`` of the spoke that was asked, ``connection``,
+    ``requestId`` there and how many answers were ``heard``."""
+    if (again := detail.get("again")) is None:
+        return None
+    match again:
+        case {"id": str(id), "connection": str(connection), "requestId": str(request_id), "heard": int(heard)} if (
+            heard >= 0
+        ):
+            return {"id": id, "connection": connection, "requestId": request_id, "heard": heard}
+    raise Refused("VALIDATION_ERROR", "again needs id, connection, requestId and heard")
 
 
 def error_detail(request_id: str, code: str, message: str, details: Any = None) -> dict[str, Any]:

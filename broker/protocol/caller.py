@@ -16,6 +16,7 @@ Not here: futures and queues (the shell maps effects to them), the choice of req
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from typing import Any, NamedTuple, TypeAlias
 
 from broker.errors import ExecutionFailed
@@ -225,13 +226,20 @@ class Caller:
     def next_deadline(self) -> float | None:
         return self._deadlines.next()
 
-    def lost(self, reason: str = "the connection was lost") -> list[Effect]:
-        """The connection ended: everything fails, retryable."""
-        message, details = f": {reason}", {"retryable": True}
+    def lost(self, reason: str = "the connection was lost", *, spared: Container[str] = ()) -> list[Effect]:
+        """The connection ended: everything fails, retryable, but what was asked another way (``spared``)."""
         return [
-            self._fail(call, "EXECUTION_ERROR", call.operation + message, details)
-            for call in list(self._calls.values())
+            failed
+            for request_id in list(self._calls)
+            if request_id not in spared
+            for failed in self.fail(request_id, reason)
         ]
+
+    def fail(self, request_id: str, reason: str) -> list[Effect]:
+        """One call fails, retryable. Nothing when it has ended."""
+        if (call := self._calls.get(request_id)) is None:
+            return []
+        return [self._fail(call, "EXECUTION_ERROR", f"{call.operation}: {reason}", {"retryable": True})]
 
     def _responded(self, call: _Outgoing, detail: dict[str, Any]) -> list[Effect]:
         output = detail.get("output")

@@ -22,12 +22,11 @@ Rules:
 7. A stream's window is the caller's ``credit``. A caller that sends none does not know credit: the hub then credits the
    spoke itself, and the caller's bounded queue is the limit (see :meth:`~CallTable.undeliverable`).
 
-Wire keys of ours in ``call.requested``: ``timeoutMs``, ``all``, ``credit``, and ``stream`` (true: items until
+Keys of ours in ``call.requested``: ``timeoutMs``, ``all``, ``credit``, ``again``, and ``stream`` (true: items until
 call.completed, also from a query; false: the first answer only, also from a subscription; absent: by the kind).
 
 Not here: the limits, effects and records that it works with (call_records.py; those a user of the table needs can be
-had from here), what the hub's own operations do (it is the peer ``HUB`` like any other), access policy, the spoke's
-side (caller.py, answering.py).
+had from here), what the hub's own operations do (it is the peer ``HUB`` like any other), access policy, a spoke's side.
 """
 
 from __future__ import annotations
@@ -36,8 +35,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from broker.errors import FrameError
-from broker.protocol.answering import CODES, Refused, credit_of, error_detail, flag_of, operation_of, timeout_of
+from broker.protocol.answering import (
+    CODES,
+    Refused,
+    again_of,
+    credit_of,
+    error_detail,
+    flag_of,
+    operation_of,
+    timeout_of,
+)
 from broker.protocol.call_records import HUB, Call, CallLimits, Complain, Effect, Ended, Leg, Peer, Send, Spoke
+from broker.protocol.choosing import spokes_for
 from broker.protocol.codec import request_id_of
 from broker.protocol.deadlines import Deadlines
 from broker.protocol.registration import MAX_OPERATION_ID, Offers, Operation, OperationRow, Registration
@@ -51,8 +60,6 @@ MAX_CODE = 64
 """Characters of an error code that is passed on; a longer one becomes UNKNOWN_ERROR."""
 MAX_REASON = 1_024
 """Characters of a reason that is passed on."""
-MAX_SHOWN = 80
-"""Characters of a peer's own text in a message of ours."""
 
 
 class CallTable:
@@ -301,7 +308,8 @@ class CallTable:
     ) -> list[Effect]:
         operation = operation_of(detail)
         roll, stream = flag_of(detail, "all"), flag_of(detail, "stream")
-        spokes = self._spokes(operation, roll is True)
+        again = again_of(detail)
+        spokes = spokes_for(self._offers, operation, roll is True, again)
         kind = spokes[0].operations[operation].kind
         call = Call(caller, request_id, operation, kind, now, roll=roll is True, stream=stream)
         window = self._window(call, detail) if call.kind == "subscription" else None
@@ -317,17 +325,9 @@ class CallTable:
             shared["deadline"] = int(now_ms + timeout * 1000)
         if window is not None:
             shared["credit"] = window
+        if again is not None:
+            shared["again"] = again
         return [self._ask(call, spoke, shared, window or 0) for spoke in spokes]
-
-    def _spokes(self, operation: str, roll: bool) -> list[Spoke]:
-        if not roll:
-            if (spoke := self._offers.pick(operation)) is not None:
-                return [spoke]
-        elif offering := self._offers.all(operation):
-            if spokes := [spoke for spoke in offering if spoke.operations[operation].kind != "subscription"]:
-                return spokes
-            raise Refused("VALIDATION_ERROR", f"{operation} is a subscription: it has no one answer for a roll-call")
-        raise Refused("OPERATION_NOT_FOUND", f"no connected spoke offers {operation[:MAX_SHOWN]}")
 
     def _window(self, call: Call, detail: dict[str, Any]) -> int:
         """How many responses the spoke may send before it needs credit; notes who will give it."""

@@ -13,6 +13,8 @@ GOSSIP: Final = "gossip/1"
 """The capability of a peer that can be in a topic's swarm."""
 REALM: Final = "realm/1"
 """The capability of a hub that shares topics with this one."""
+DIRECT: Final = "direct/1"
+"""The capability of a spoke that takes introductions to others, and of a hub that makes them."""
 REALM_SCOPE: Final = "realm"
 """The scope of an invite that lets a further hub into the realm."""
 

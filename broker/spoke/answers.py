@@ -17,11 +17,12 @@ from contextlib import aclosing
 from contextvars import ContextVar, copy_context
 from typing import Any, cast
 
-from broker.errors import CallError, EventTooLarge
+from broker.errors import CallError, EventTooLarge, ExecutionFailed
 from broker.protocol import answering
 from broker.protocol.codec import encode
 from broker.protocol.deadlines import Deadlines
-from broker.spoke.operations import Call, Direct, Offer
+from broker.protocol.registration import Operation
+from broker.spoke.operations import Call, Direct, Offer, plain
 
 __all__ = ["Answers", "current_call"]
 
@@ -54,10 +55,18 @@ class Answers:
     """The calls that this spoke is answering."""
 
     def __init__(
-        self, offers: Mapping[str, Offer], send: Callable[[str, Any], bool], control: Callable[[str, Any], None]
+        self,
+        offers: Mapping[str, Offer],
+        send: Callable[[str, Any], bool],
+        control: Callable[[str, Any], None],
+        *,
+        call: type[Call] = Call,
     ) -> None:
-        """``send`` may refuse, then outputs wait for :meth:`drained`. ``control`` takes errors and ends."""
-        self._offers, self._send, self._control = offers, send, control
+        """``send`` may refuse, then outputs wait for :meth:`drained`. ``control`` takes errors and ends. ``call`` is
+        what handlers are given."""
+        self._offers, self._send, self._control, self._new_call = offers, send, control, call
+        self.resume: Callable[[answering.Start], Offer | None] = _nobody_knows
+        """What answers a call that was asked over a direct connection before."""
         self._room = asyncio.Event()
         self._answering = answering.Answering()
         self._max_error = MAX_ERROR
@@ -141,7 +150,7 @@ class Answers:
         self._control("call.error", error)
 
     def _start(self, start: answering.Start) -> None:
-        offer = self._offers.get(start.operation)
+        offer = self._offers.get(start.operation) if start.again is None else self.resume(start)
         if offer is None:
             self._apply(
                 self._answering.fail(
@@ -149,7 +158,7 @@ class Answers:
                 )
             )
             return
-        call = Call(start.request_id, start.operation, start.identity or {})
+        call = self._new_call(start.request_id, start.operation, start.identity or {})
         if offer.direct is None or not self._call(offer.direct, call, start):
             work = self._stream if offer.streams else self._respond
             self._spawn(work(offer, call, start), call, start.timeout)
@@ -285,6 +294,13 @@ class Answers:
             running.late = True
             running.task.cancel()
         self._arm(now)
+
+
+def _nobody_knows(start: answering.Start) -> Offer:
+    async def fails(_input: Any, _call: Call) -> Any:
+        raise ExecutionFailed(f"{start.operation} may have been done; its answer is not kept here", retryable=True)
+
+    return plain(Operation(start.operation), fails)
 
 
 async def _nothing() -> None:

@@ -1,7 +1,9 @@
 """The asking side of calls: futures and streams on top of protocol/caller.py.
 
 Every wait has a deadline. A call that the program stops waiting for is aborted at the hub, which aborts what it caused.
-Not here: answering (answers.py).
+A call goes to the hub, or over a direct connection with the spoke that answers it (a `Way`); when that ends, what was
+asked there is asked again through the hub, once. Not here: answering (answers.py), and which way a call goes (ways of
+direct.py).
 """
 
 from __future__ import annotations
@@ -13,12 +15,26 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from broker.errors import CallError, ExecutionFailed, call_error
 from broker.protocol import caller
+from broker.protocol.codec import request_id_of
 
-__all__ = ["Answer", "Calls", "Missing", "RollCall"]
+__all__ = ["Answer", "Calls", "Missing", "RollCall", "Way"]
+
+
+class Way(Protocol):
+    """A connection with the spoke that is asked, beside the hub's (direct.py)."""
+
+    asked: dict[str, tuple[dict[str, Any], float]]
+    """Calls that went this way and have not ended: the call.requested, and when (loop time)."""
+
+    def ask(self, detail: dict[str, Any]) -> bool:
+        """False: there is no room. ValueError, EventTooLarge as of the link."""
+
+    def control(self, type: str, detail: Any) -> None:
+        """Aborts and credit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,27 +86,47 @@ class Calls:
         self._caller = caller.Caller()
         self._results: dict[str, asyncio.Future[Any]] = {}
         self._streams: dict[str, _Stream] = {}
+        self._ways: dict[str, Way] = {}
+        """Of calls that did not go to the hub."""
         self._prefix = secrets.token_hex(4)
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self.direct = self.again = 0
+        """Calls that went another way than the hub's, and those of them that had to be asked again."""
 
-    async def call(self, operation: str, input: Any, *, timeout: float, parent: str | None) -> Any:
+    @property
+    def asked(self) -> int:
+        """Calls, streams and roll-calls so far."""
+        return self._count
+
+    async def call(
+        self, operation: str, input: Any, *, timeout: float, parent: str | None, way: Way | None = None
+    ) -> Any:
         request_id = self._next_id()
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._results[request_id] = future
         try:
-            self._start(request_id, operation, input, timeout, parent=parent)
+            self._start(request_id, operation, input, timeout, parent=parent, way=way)
             return await future
         finally:
             self._results.pop(request_id, None)
             if future.cancelled() or not future.done():
                 self._give_up(request_id)
+            if way is not None:
+                self._leave(request_id)
 
     async def stream(
-        self, operation: str, input: Any, *, timeout: float | None, window: int, parent: str | None
+        self,
+        operation: str,
+        input: Any,
+        *,
+        timeout: float | None,
+        window: int,
+        parent: str | None,
+        way: Way | None = None,
     ) -> AsyncIterator[Any]:
-        async with aclosing(self._items(operation, input, timeout, window, parent, everyone=False)) as items:
+        async with aclosing(self._items(operation, input, timeout, window, parent, everyone=False, way=way)) as items:
             async for item in items:
                 if isinstance(item, caller.Item):
                     yield item.output
@@ -106,7 +142,15 @@ class Calls:
         return result
 
     async def _items(
-        self, operation: str, input: Any, timeout: float | None, window: int, parent: str | None, *, everyone: bool
+        self,
+        operation: str,
+        input: Any,
+        timeout: float | None,
+        window: int,
+        parent: str | None,
+        *,
+        everyone: bool,
+        way: Way | None = None,
     ) -> AsyncGenerator[caller.Item | caller.Finished, None]:
         request_id = self._next_id()
         stream = self._streams[request_id] = _Stream()
@@ -120,6 +164,7 @@ class Calls:
                 everyone=everyone,
                 stream=not everyone,
                 window=window,
+                way=way,
             )
             while True:
                 while stream.items:
@@ -136,6 +181,8 @@ class Calls:
             self._streams.pop(request_id, None)
             if stream.error is None and stream.done is None:
                 self._give_up(request_id)
+            if way is not None:
+                self._leave(request_id)
 
     # What the link tells it.
 
@@ -144,8 +191,35 @@ class Calls:
         self._apply(self._caller.on(type, detail, time.monotonic()))
 
     def lost(self) -> None:
-        """The connection is gone, and with it every answer."""
-        self._apply(self._caller.lost())
+        """The connection to the hub is gone, and with it every answer that was to come by it."""
+        self._apply(self._caller.lost(spared=self._ways))
+
+    # What a direct connection tells it.
+
+    def receive_from(self, way: Way, type: str, detail: Any) -> None:
+        """The same over a direct connection, which speaks of what was asked there alone."""
+        if self._ways.get(request_id_of(detail, type)) is way:
+            self._apply(self._caller.on(type, detail, time.monotonic()))
+
+    def way_lost(self, way: Way, again: dict[str, Any]) -> None:
+        """It has ended. Its calls are asked again by way of the hub, with ``again`` and the requestId, for the time
+        that is left; the spoke that was asked knows which of them it has done. Its streams fail, retryable: an item
+        that was under way may have come or not."""
+        now = asyncio.get_running_loop().time()
+        asked, way.asked = way.asked, {}
+        for request_id, (detail, since) in asked.items():
+            del self._ways[request_id]
+            if request_id not in self._caller:
+                continue
+            left = detail["timeoutMs"] - (now - since) * 1000 if "timeoutMs" in detail else 0
+            if request_id in self._streams or left < 1:
+                self._apply(self._caller.fail(request_id, "the direct connection to the spoke that answers was lost"))
+                continue
+            self.again += 1
+            detail = {**detail, "timeoutMs": int(left), "again": {**again, "requestId": request_id}}
+            if not self._send("call.requested", detail):
+                why = "the direct connection was lost, and there is no hub to ask again by way of"
+                self._apply(self._caller.fail(request_id, why))
 
     # Inside.
 
@@ -164,6 +238,7 @@ class Calls:
         everyone: bool = False,
         stream: bool = False,
         window: int = 256,
+        way: Way | None = None,
     ) -> None:
         now = time.monotonic()
         detail = self._caller.start(
@@ -171,7 +246,13 @@ class Calls:
         )
         sent = False
         try:
-            sent = self._send("call.requested", detail)
+            if way is not None and way.ask(detail):
+                self._ways[request_id] = way
+                way.asked[request_id] = (detail, asyncio.get_running_loop().time())
+                self.direct += 1
+                sent = True
+            else:
+                sent = self._send("call.requested", detail)
         finally:
             if not sent:
                 self._caller.give_up(request_id, "not sent")
@@ -183,6 +264,11 @@ class Calls:
 
     def _give_up(self, request_id: str) -> None:
         self._apply(self._caller.give_up(request_id, "the caller stopped waiting"))
+
+    def _leave(self, request_id: str) -> None:
+        """A call that did not go to the hub has ended, or goes there now."""
+        if (way := self._ways.pop(request_id, None)) is not None:
+            way.asked.pop(request_id, None)
 
     def _apply(self, effects: Iterable[caller.Effect]) -> None:
         for effect in effects:
@@ -200,7 +286,8 @@ class Calls:
                 case caller.Failed(request_id, code, message, details):
                     self._fail(request_id, call_error(code, message, details))
                 case caller.Send():
-                    self._control(effect.type, effect.detail)
+                    way = self._ways.get(effect.detail["requestId"])
+                    (self._control if way is None else way.control)(effect.type, effect.detail)
 
     def _resolve(self, request_id: str, output: Any) -> None:
         future = self._results.get(request_id)

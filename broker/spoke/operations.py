@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create
 from broker.errors import ValidationFailed
 from broker.protocol.registration import Operation
 
-__all__ = ["Call", "Direct", "Handler", "Offer", "plain", "typed"]
+__all__ = ["Call", "Direct", "DirectCall", "Handler", "Offer", "plain", "typed"]
 
 Kind = Literal["query", "mutation", "subscription"]
 
@@ -30,6 +30,12 @@ class Call:
     operation: str
     identity: dict[str, Any]
     """Stamped by the hub: ``id`` (the caller's NodeId), ``scopes``, ``resources``."""
+
+
+class DirectCall(Call):
+    """One that came from its caller itself: ``identity`` is from the connection and the hub's grant."""
+
+    __slots__ = ()
 
 
 Handler = Callable[[Any, Call], Awaitable[Any]] | Callable[[Any, Call], AsyncIterator[Any]]
