@@ -147,7 +147,9 @@ class Hub:
         router = self._router = Router(endpoint, config, metrics, admission, await self._realm(endpoint))
         links = router.links
         links.own, links.dial, links.on_change = lambda: self._ticket(None), self._dial, self._write_ticket
-        administer(HubOperations(router), router, self._ticket)
+        operations = HubOperations(router)
+        administer(operations, router, self._ticket)
+        router.introductions.begin(operations, lambda message: ext.sign(secret, message))
         if self._restarted:
             router.topics.places.expect(RETURN_TIME)
         router.bind_loop(asyncio.get_running_loop())

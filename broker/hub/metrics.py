@@ -217,6 +217,8 @@ class HubMetrics(Collector):
         self.swarms: Callable[[], Iterable[Metric]] = lambda: ()
         """What there is to tell of topics over gossip (swarm_metrics.py)."""
         self.connects = 0
+        self.grants_issued = self.grants_withdrawn = 0
+        self._grants_refused = _Reasons()
         self._version = version
         self._disconnects, self._refused, self._protocol_errors = _Reasons(), _Reasons(), _Reasons()
         self._limited = _Reasons()
@@ -253,6 +255,10 @@ class HubMetrics(Collector):
         """A bound was met: of a NodeId (limits.py), of a connection, or of the hub."""
         self._limited.add(limit)
 
+    def grant_refused(self, reason: str) -> None:
+        """An introduction that was asked for and did not come about."""
+        self._grants_refused.add(reason)
+
     def batch(self, size: int) -> None:
         """The border handed over ``size`` items at once."""
         self._batches[min(max(size - 1, 0).bit_length(), BATCH_BITS)] += 1
@@ -277,6 +283,11 @@ class HubMetrics(Collector):
         yield self._protocol_errors.family(
             "broker_protocol_errors", "Breaches of the wire rules by peers, by their code.", label="code"
         )
+        yield CounterMetricFamily("broker_grants_issued", "Introductions of spokes.", value=self.grants_issued)
+        yield CounterMetricFamily(
+            "broker_grants_withdrawn", "Introductions that were taken back.", value=self.grants_withdrawn
+        )
+        yield self._grants_refused.family("broker_grants_refused", "Introductions that did not come about, and why.")
         yield self._limited.family("broker_limited", "Times a limit was met, by the limit's name.", label="limit")
         yield from extension_families(gauges.endpoint, gauges.overview)
         yield self._batch_family()

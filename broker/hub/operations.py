@@ -1,7 +1,7 @@
 """The operations that the hub itself offers: hub.operations, hub.spokes, hub.topics. Answered from live state.
 
 In the call table the hub is a peer like any other, so these are called, listed and balanced like a spoke's. Not here:
-what they list (listings.py), and administration (administration.py).
+what they list (listings.py), administration (administration.py) and introductions (introductions.py).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from broker.errors import CallError
+from broker.hub.later import Later
 from broker.hub.listings import Listings
 from broker.hub.router import Router
 from broker.protocol.calls import HUB
@@ -22,7 +23,7 @@ __all__ = ["Handler", "HubOperations"]
 log = logging.getLogger("broker.hub")
 
 Handler = Callable[[Any, str], Any]
-"""From the input and the caller's NodeId to the output. A CallError it raises is the answer."""
+"""From the input and the caller's NodeId to the output. A CallError it raises is the answer; a `Later` will have it."""
 
 
 class HubOperations:
@@ -60,11 +61,23 @@ class HubOperations:
         try:
             output = self._handlers[detail["operationId"]](detail.get("input"), detail["identity"]["id"])
         except CallError as error:
-            wire = {"requestId": id, "code": error.code, "message": error.message, "details": error.details}
-            self._router.perform(table.error(HUB, wire, now))
+            self._fail(id, error)
         except Exception:
             log.exception("%s failed", detail["operationId"])
             wire = {"requestId": id, "code": "EXECUTION_ERROR", "message": "the hub failed; see its log"}
             self._router.perform(table.error(HUB, wire, now))
         else:
-            self._router.perform(table.responded(HUB, {"requestId": id, "output": output}, now))
+            if isinstance(output, Later):
+                output.give = lambda later: self._give(id, later)
+                output.fail = lambda error: self._fail(id, error)
+            else:
+                self._give(id, output)
+
+    def _give(self, id: str, output: Any) -> None:
+        detail = {"requestId": id, "output": output}
+        self._router.perform(self._router.calls.responded(HUB, detail, time.monotonic()))
+
+    def _fail(self, id: str, error: CallError) -> None:
+        details = {"retryable": True} if error.details is None and error.retryable else error.details
+        wire = {"requestId": id, "code": error.code, "message": error.message, "details": details}
+        self._router.perform(self._router.calls.error(HUB, wire, time.monotonic()))

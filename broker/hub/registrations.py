@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from broker.hub.session import Session
 from broker.protocol.calls import HUB
 from broker.protocol.registration import Registration, parse, to_detail
-from broker.protocol.wire import GOSSIP, PROTOCOL_VERSION, REALM, CloseCode
+from broker.protocol.wire import DIRECT, GOSSIP, PROTOCOL_VERSION, REALM, CloseCode
 
 if TYPE_CHECKING:
     from broker.hub.router import Router
 
 __all__ = ["Registrations"]
 
-CAPABILITIES = ("topic.ack", "topic.repair", "call.credit", "call.all")
+CAPABILITIES = ("topic.ack", "topic.repair", "call.credit", "call.all", DIRECT)
 
 
 class Registrations:

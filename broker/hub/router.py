@@ -18,6 +18,7 @@ from broker.config import HubConfig
 from broker.errors import FrameError
 from broker.hub.admission import Admission
 from broker.hub.guests import Guests
+from broker.hub.introductions import Introductions
 from broker.hub.limits import Limits
 from broker.hub.metrics import HubMetrics
 from broker.hub.realm import Realm
@@ -93,6 +94,7 @@ class Router:
         self.links = RealmLinks(self)
         self.swarm_messages = SwarmMessages(self)
         self.registrations = Registrations(self)
+        self.introductions = Introductions(self)
         self._topic_messages = TopicMessages(self, patience=config.topics.patience)
         self.on_local_call: Callable[[str, dict[str, Any]], None] = lambda _type, _detail: None
         """Messages of the call table for the hub's own operations."""
@@ -121,6 +123,7 @@ class Router:
             **self._topic_messages.controls,
             **self.swarm_messages.controls,
             **self.links.controls,
+            **self.introductions.controls,
             "hub.error": self._on_complaint,
         }
 
@@ -189,6 +192,7 @@ class Router:
             del self.by_node[session.node_id]
         self.topics.gone(conn, session.node_id, expected=code in BROKEN)
         self.swarms.members.gone(session, code)
+        self.introductions.gone(session)
         self.perform(self.calls.gone(conn, time.monotonic()))
         if (token := self._dials.pop(conn, None)) is not None:
             self.on_dialled(token, reason)
@@ -406,6 +410,7 @@ class Router:
         sessions = list(self.by_node.get(node_id, {}).values())
         for session in sessions:
             self.close(session.peer, CloseCode.KICKED, reason)
+        self.introductions.cut(node_id, reason)
         return len(sessions)
 
     def _access_changed(self, ended: list[int]) -> None:
@@ -423,6 +428,7 @@ class Router:
                 if lost := set(held).difference(self._topic_messages.subscribable(session, held)):
                     self.topics.unsubscribe(session.peer, list(lost))
         self.swarms.members.access_changed()
+        self.introductions.access_changed()
 
     def stop(self) -> None:
         self.guests.stop()

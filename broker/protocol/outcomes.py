@@ -77,13 +77,8 @@ class Outcomes:
     def open(self, caller: str, connection: str) -> Life | None:
         """A connection has begun. None: that caller has had one of that name, or there are too many."""
         key = (caller, connection)
-        if key in self._lives:
+        if key in self._lives or len(self._lives) >= MAX_LIVES:
             return None
-        if len(self._lives) >= MAX_LIVES:
-            oldest = next((one for one in self._lives.values() if one.over is not None), None)
-            if oldest is None:
-                return None
-            self.forget(oldest)
         life = self._lives[key] = Life(caller, connection)
         return life
 

@@ -24,7 +24,7 @@ from broker.protocol.deadlines import Deadlines
 from broker.protocol.registration import Operation
 from broker.spoke.operations import Call, Direct, Offer, plain
 
-__all__ = ["Answers", "current_call"]
+__all__ = ["Answers", "current_call", "nobody_knows"]
 
 log = logging.getLogger("broker.spoke")
 
@@ -65,7 +65,7 @@ class Answers:
         """``send`` may refuse, then outputs wait for :meth:`drained`. ``control`` takes errors and ends. ``call`` is
         what handlers are given."""
         self._offers, self._send, self._control, self._new_call = offers, send, control, call
-        self.resume: Callable[[answering.Start], Offer | None] = _nobody_knows
+        self.resume: Callable[[answering.Start], Offer | None] = nobody_knows
         """What answers a call that was asked over a direct connection before."""
         self._room = asyncio.Event()
         self._answering = answering.Answering()
@@ -105,6 +105,12 @@ class Answers:
             task.cancel()
         self._answering.lost()
 
+    def stop(self, unwanted: Callable[[str], bool]) -> None:
+        """Ends some of the calls that run, as if they were aborted."""
+        for request_id in list(self._tasks):
+            if unwanted(request_id):
+                self.receive("call.aborted", {"requestId": request_id, "reason": "nobody waits for it"})
+
     def drained(self) -> None:
         """The path to the hub has room again."""
         self._room.set()
@@ -125,6 +131,10 @@ class Answers:
     @property
     def running(self) -> int:
         return len(self._tasks)
+
+    def __contains__(self, request_id: object) -> bool:
+        """Whether a call runs."""
+        return request_id in self._answering
 
     def _apply(self, effects: list[answering.Effect]) -> None:
         for effect in effects:
@@ -296,7 +306,9 @@ class Answers:
         self._arm(now)
 
 
-def _nobody_knows(start: answering.Start) -> Offer:
+def nobody_knows(start: answering.Start) -> Offer:
+    """Answers a call that was asked before, and of which nothing is known: it may have run."""
+
     async def fails(_input: Any, _call: Call) -> Any:
         raise ExecutionFailed(f"{start.operation} may have been done; its answer is not kept here", retryable=True)
 

@@ -201,10 +201,11 @@ class Calls:
         if self._ways.get(request_id_of(detail, type)) is way:
             self._apply(self._caller.on(type, detail, time.monotonic()))
 
-    def way_lost(self, way: Way, again: dict[str, Any]) -> None:
+    def way_lost(self, way: Way, again: dict[str, Any] | None) -> None:
         """It has ended. Its calls are asked again by way of the hub, with ``again`` and the requestId, for the time
         that is left; the spoke that was asked knows which of them it has done. Its streams fail, retryable: an item
-        that was under way may have come or not."""
+        that was under way may have come or not. ``again`` is None when the hub does not know the word: it would ask
+        anybody."""
         now = asyncio.get_running_loop().time()
         asked, way.asked = way.asked, {}
         for request_id, (detail, since) in asked.items():
@@ -212,7 +213,7 @@ class Calls:
             if request_id not in self._caller:
                 continue
             left = detail["timeoutMs"] - (now - since) * 1000 if "timeoutMs" in detail else 0
-            if request_id in self._streams or left < 1:
+            if request_id in self._streams or left < 1 or again is None:
                 self._apply(self._caller.fail(request_id, "the direct connection to the spoke that answers was lost"))
                 continue
             self.again += 1

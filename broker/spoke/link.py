@@ -123,7 +123,7 @@ class Link:
                 bind=self._options.bind or address,
                 relay_urls=relays,
                 relay_ca=read_authorities(self._options.relay_ca),
-                accept=self._options.accept or self._options.gossip,
+                accept=self._options.accept or self._options.gossip or self._options.introduced,
                 open=self._options.accept,
                 max_frame_bytes=self._options.max_frame_bytes,
                 inbox_bytes=INBOX_BYTES,

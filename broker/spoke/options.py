@@ -29,6 +29,9 @@ class SpokeOptions:
     backoff_most: float = 30.0
     gossip: bool = True
     """Joins the swarms of its topics when the hub says so, and lets their members in; nobody else."""
+    direct: bool | None = None
+    """Takes introductions: other spokes that may call something here then do so over a connection of their own. None:
+    if it accepts or gossips, which opens its door anyway. `Spoke.direct` asks for one whatever this says."""
     gossip_message_bytes: int = 4_096
     """The same in the whole realm."""
     relays: tuple[str, ...] = ()
@@ -37,3 +40,8 @@ class SpokeOptions:
     """PEM file of the authorities that sign the relays' certificates. None: those that browsers believe."""
     subscription_events: int = 4_096
     """A subscription's queue: from here on its policy applies."""
+
+    @property
+    def introduced(self) -> bool:
+        """Whether it takes introductions."""
+        return self.accept or self.gossip if self.direct is None else self.direct

@@ -1,7 +1,8 @@
 """A spoke: offers operations, asks for others', publishes and subscribes, over one connection that it keeps alive.
 
 This file joins the parts and is what a program holds; each part has a file of its own: link (the connection), calls
-(asking), answers (answering), publisher and subscriptions (topics), operations (typed functions).
+(asking), answers (answering), directs (connections with other spokes), publisher and subscriptions (topics), operations
+(typed functions).
 """
 
 from __future__ import annotations
@@ -11,20 +12,22 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from broker import _gossip_ext as ext
-from broker.errors import AccessDenied, FrameError, TopicError
+from broker.errors import FrameError
 from broker.events import Event
 from broker.protocol.registration import MAX_ADDRS, MAX_RELAYS, GossipPlace, Operation, Registration, parse, to_detail
 from broker.protocol.routing import check_pattern
 from broker.protocol.ticket import Ticket
-from broker.protocol.wire import GOSSIP, PROTOCOL_VERSION, CloseCode
+from broker.protocol.wire import DIRECT, GOSSIP, PROTOCOL_VERSION, CloseCode
+from broker.relays import on_this_machine, union
 from broker.spoke.answers import Answers, current_call
 from broker.spoke.calls import Answer, Calls, RollCall
+from broker.spoke.complaints import Complaints
+from broker.spoke.directs import Directs, Neighbour
 from broker.spoke.link import Link
-from broker.spoke.operations import Handler, Kind, Offer, plain, typed
+from broker.spoke.operations import Call, Handler, Kind, Offer, plain, typed
 from broker.spoke.options import SpokeOptions
 from broker.spoke.publisher import Published, Publisher
 from broker.spoke.repairs import Repairs
@@ -32,16 +35,13 @@ from broker.spoke.subscription import Policy, Since, Subscription
 from broker.spoke.subscriptions import Subscriptions
 from broker.spoke.swarms import JOIN_TIMEOUT, Swarms
 
-__all__ = ["Spoke", "connect"]
+__all__ = ["Spoke"]
 
 log = logging.getLogger("broker.spoke")
 
 CAPABILITIES = ("topic.ack", "topic.repair", "call.credit")
 CARRIERS = ("auto", "stream", "gossip")
 DEFAULT_TIMEOUT = 30.0
-PUBLISHING_COMPLAINTS = ("BAD_TOPIC", "RESERVED_TOPIC", "ACCESS_DENIED")
-SUBSCRIBING_COMPLAINTS = ("BAD_PATTERN", "RESERVED_TOPIC", "ACCESS_DENIED", "LIMIT")
-"""A complaint names a topic or pattern, and its code says which."""
 
 Listener = Callable[[Event], Awaitable[None]]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -73,6 +73,7 @@ class Spoke:
         )
         self._swarms.publisher = self._publisher
         self._repairs = Repairs(self._swarms, self._publisher, send=self._link.send_topics, control=self._link.control)
+        self._directs = Directs(self._link, self._calls, self._offers, lambda: self.options)
         self._rolls = True
         self._wire()
 
@@ -86,7 +87,7 @@ class Spoke:
             link.receivers[type] = _typed_receiver(answers.receive, type)
         link.receivers["hub.register"] = link.registered
         link.receivers["hub.realm"] = link.realm
-        link.receivers["hub.error"] = self._on_complaint
+        link.receivers["hub.error"] = Complaints(self._swarms, self._publisher, self._subscriptions).on
         link.receivers["topic.ack"] = self._on_ack
         link.receivers["topic.head"] = self._subscriptions.on_head
         link.receivers["topic.lost"] = self._subscriptions.on_lost
@@ -95,6 +96,8 @@ class Spoke:
         link.receivers["topic.repair"] = self._repairs.asked
         link.receivers["topic.batch"] = self._repairs.batch
         link.swarms = self._swarms
+        answers.resume = self._directs.resuming.resume
+        self._directs.name = lambda: self.name
         self._subscriptions.swarm = self._swarms.joined
         link.on_events = self._subscriptions.on_events
         link.on_batch = self._subscriptions.on_batch
@@ -144,6 +147,7 @@ class Spoke:
         self._offers[offer.operation.id] = offer
         if self._link.up:
             self._link.control("hub.register", self._registration())
+            self._directs.offers_changed()
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -213,7 +217,7 @@ class Spoke:
         deadline."""
         self._draining = True
         self._link.control("hub.register", self._registration())
-        return await self._answers.finish(timeout)
+        return sum(await asyncio.gather(self._answers.finish(timeout), self._directs.finish(timeout)))
 
     async def close(self) -> None:
         for task in self._listening:
@@ -223,6 +227,7 @@ class Spoke:
         self._subscriptions.fail_all()
         self._publisher.close()
         self._swarms.close()
+        self._directs.close()
         await self._answers.finish(0)
         await self._link.close()
 
@@ -230,14 +235,16 @@ class Spoke:
 
     async def call(self, operation: str, input: Any = None, *, timeout: float = DEFAULT_TIMEOUT) -> Any:
         """The output. Raises CallError with the remote's code; CallTimeout after ``timeout`` seconds."""
-        return await self._calls.call(operation, input, timeout=timeout, parent=_parent())
+        way = self._directs.way(operation)
+        return await self._calls.call(operation, input, timeout=timeout, parent=_parent(), way=way)
 
     def stream(
         self, operation: str, input: Any = None, *, timeout: float | None = None, window: int = 256
     ) -> AsyncIterator[Any]:
         """The outputs of a subscription operation. At most ``window`` are under way unread. Without a timeout it lives
         as long as both its ends are connected."""
-        return self._calls.stream(operation, input, timeout=timeout, window=window, parent=_parent())
+        way = self._directs.way(operation, stream=True)
+        return self._calls.stream(operation, input, timeout=timeout, window=window, parent=_parent(), way=way)
 
     async def roll_call(self, operation: str, input: Any = None, *, timeout: float = 1.0) -> RollCall:
         """One answer from each spoke that offers ``operation``, and the names of those that did not answer in time. A
@@ -246,6 +253,20 @@ class Spoke:
             output = await self._calls.call(operation, input, timeout=timeout, parent=_parent())
             return RollCall([Answer(self.hub_node_id, None, output)])
         return await self._calls.roll_call(operation, input, timeout=timeout, parent=_parent())
+
+    async def direct(self, spoke: str, *, timeout: float = 10.0) -> Neighbour:
+        """From now on there is a connection of its own to another spoke (its name or NodeId), as far as the hub and the
+        networks let: calls and streams of what it offers take it by themselves, and go by way of the hub when there is
+        none. Raises CallError when the hub or that spoke refuses, Unreachable or Refused when they cannot connect."""
+        return await self._directs.direct(spoke, timeout)
+
+    def part(self, spoke: str) -> None:
+        """Ends what :meth:`direct` began."""
+        self._directs.part(spoke)
+
+    def neighbours(self) -> list[Neighbour]:
+        """Whom it can call directly now."""
+        return self._directs.neighbours()
 
     async def publish(
         self, topic: str, detail: Any = None, *, carrier: str = "auto", timeout: float | None = None
@@ -298,7 +319,7 @@ class Spoke:
         larger than the hub takes), ``received``."""
         return {
             "connects": self._link.connects,
-            "calls_running": self._answers.running,
+            "calls_running": self._answers.running + self._directs.running,
             "published": self._publisher.published,
             "given_up": self._publisher.given_up,
             "received": self._subscriptions.received,
@@ -314,6 +335,14 @@ class Spoke:
             "gone": self._publisher.gone,
         }
 
+    def direct_counts(self) -> dict[str, int]:
+        """Of direct connections: ``connections`` now; calls ``asked`` and ``answered`` over them, ``again`` (asked once
+        more by way of the hub) and ``resumed`` (the same, here), ``denied``; ``by_hub``, calls asked of the hub; grants
+        ``refused_...`` by their reason, connections ``cut`` by the hub."""
+        calls, directs = self._calls, self._directs
+        own = {"connections": len(directs.neighbours()), "asked": calls.direct, "again": calls.again}
+        return {**own, "by_hub": calls.asked - calls.direct, "resumed": directs.resuming.resumed, **directs.counts}
+
     def verdict_counts(self) -> dict[str, int]:
         """How many sequences of the present subscriptions are complete, repaired, lost, pending or unknown."""
         return self._subscriptions.verdict_counts()
@@ -324,7 +353,7 @@ class Spoke:
 
     def on_call_ended(self, listener: Callable[[str, str, float], None]) -> None:
         """``listener(operation, code, seconds)`` is called for each call that was answered here."""
-        self._answers.on_ended = listener
+        self._answers.on_ended = self._directs.on_ended = listener
 
     @property
     def endpoint(self) -> ext.Endpoint | None:
@@ -344,10 +373,15 @@ class Spoke:
                 name=self.name,
                 topics=tuple(pattern for pattern, _ in self._listeners),
                 protocol=PROTOCOL_VERSION,
-                capabilities=(*CAPABILITIES, GOSSIP) if self.options.gossip else CAPABILITIES,
+                capabilities=(*CAPABILITIES, *self._chosen()),
                 gossip=self._place(),
             )
         )
+
+    def _chosen(self) -> list[str]:
+        """Capabilities that it was told to have."""
+        chosen = {GOSSIP: self.options.gossip, DIRECT: self.options.introduced}
+        return [word for word, has in chosen.items() if has]
 
     def _place(self) -> GossipPlace | None:
         """Where others can dial it."""
@@ -368,6 +402,7 @@ class Spoke:
         self._subscriptions.on_up()
         self._publisher.connected(acknowledges="topic.ack" in capabilities, max_frame_bytes=limit)
         self._swarms.hub_up()
+        self._directs.hub_up(hub, self._link.hub_node_id)
 
     def _on_drained(self) -> None:
         self._answers.drained()
@@ -391,23 +426,6 @@ class Spoke:
             max(1, window) if type(window) is int else None,
         )
 
-    def _on_complaint(self, detail: Any) -> None:
-        if isinstance(detail, dict):
-            code, message, about = detail.get("code"), detail.get("message"), detail.get("about")
-            action = detail.get("action")  # a topic and an operation may have one name
-            log.warning("the hub says %s: %s", code, message)
-            if not isinstance(about, str) or not isinstance(code, str):
-                return
-            if code == "NO_SWARM":
-                self._swarms.refused(about, str(message))
-            if code in PUBLISHING_COMPLAINTS and action in (None, "publish"):
-                self._publisher.refused(about, f"{code}: {message}")
-            if code in SUBSCRIBING_COMPLAINTS and action in (None, "subscribe"):
-                text = f"the hub does not take the subscription to {about!r}: {message}"
-                self._subscriptions.refused(
-                    about, AccessDenied(text) if code == "ACCESS_DENIED" else TopicError(text, code=code)
-                )
-
     async def _listen(self, pattern: str, listener: Listener) -> None:
         async with self.subscribe(pattern) as events:
             async for event in events:
@@ -428,23 +446,4 @@ def _typed_receiver(receive: Callable[[str, Any], None], type: str) -> Callable[
 
 def _parent() -> str | None:
     call = current_call.get()
-    return call.request_id if call is not None else None
-
-
-@asynccontextmanager
-async def connect(
-    ticket: str | Ticket,
-    *,
-    name: str | None = None,
-    secret: bytes | None = None,
-    timeout: float | None = 10.0,
-    options: SpokeOptions | None = None,
-) -> AsyncIterator[Spoke]:
-    """A connected spoke for the time of the block. Raises Unreachable, Refused, TicketError."""
-    spoke = Spoke(name, secret=secret, options=options)
-    try:
-        spoke.start(ticket)
-        await spoke.wait_connected(timeout)
-        yield spoke
-    finally:
-        await spoke.close()
+    return call.request_id if type(call) is Call else None  # the hub knows none of those that came directly
