@@ -310,7 +310,8 @@ def nobody_knows(start: answering.Start) -> Offer:
     """Answers a call that was asked before, and of which nothing is known: it may have run."""
 
     async def fails(_input: Any, _call: Call) -> Any:
-        raise ExecutionFailed(f"{start.operation} may have been done; its answer is not kept here", retryable=True)
+        message = f"{start.operation} may have been done; its answer is not kept here"
+        raise ExecutionFailed(message, details={"retryable": True})
 
     return plain(Operation(start.operation), fails)
 

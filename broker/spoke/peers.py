@@ -198,7 +198,7 @@ class Peers:
         peer = self._introduced(said)
         peer.grant, peer.claims, peer.failure = said.grant, claims, None
         self._admit()
-        if peer.link is not None and peer.link.registered:
+        if peer.link is not None:
             peer.link.tell()
         else:
             self._dial(peer)
