@@ -194,6 +194,8 @@ class Directs:
     def closed(self, conn: int, code: int | None, reason: str, remote: bool) -> None:
         if (link := self._links.pop(conn, None)) is not None:
             self.link_ended(link, code, reason, gone=remote and code == CloseCode.GOING_AWAY)
+            if remote and code == CloseCode.BANNED and (peer := self.peers.by_id.get(link.node_id)) is not None:
+                self.peers.drop(peer, code, reason)  # it was told so by the hub
 
     def dial_failed(self, token: int, kind: str, code: int | None, message: str) -> None:
         for peer in self.peers.by_id.values():

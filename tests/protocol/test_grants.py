@@ -85,7 +85,9 @@ def test_who_shows_it_to_whom_and_when() -> None:
     check(SOME, caller=ANN, callee=BOB, now=SOME.until - 1)
 
 
-@given(st.recursive(st.none() | st.integers() | st.text(), lambda more: st.lists(more) | st.dictionaries(st.text(), more)))
+@given(
+    st.recursive(st.none() | st.integers() | st.text(), lambda more: st.lists(more) | st.dictionaries(st.text(), more))
+)
 def test_anything_else_is_malformed(value: Any) -> None:
     assert refused(value) == "malformed"
 
@@ -93,7 +95,11 @@ def test_anything_else_is_malformed(value: Any) -> None:
 @given(
     st.dictionaries(
         st.sampled_from(["caller", "callee", "operations", "scopes", "issued", "until"]),
-        st.none() | st.booleans() | st.text(max_size=4) | st.lists(st.integers(0, 9), min_size=1, max_size=2) | st.floats(),
+        st.none()
+        | st.booleans()
+        | st.text(max_size=4)
+        | st.lists(st.integers(0, 9), min_size=1, max_size=2)
+        | st.floats(),
         min_size=1,
     )
 )

@@ -1,4 +1,4 @@
-"""What a spoke remembers of calls that came directly: a call that is asked again runs once, or nobody claims to know."""
+"""What a spoke remembers of calls that came directly: one that is asked again runs once, or nobody claims to know."""
 
 from __future__ import annotations
 

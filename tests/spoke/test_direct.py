@@ -45,12 +45,7 @@ async def test_roll_calls_stay_at_the_hub_and_so_does_what_no_grant_covers() -> 
         async def later() -> str:
             return "later"
 
-        async def offered() -> bool:
-            return any(row["operation"] == "shop.later" for row in await all.asks.call("hub.operations"))
-
-        async with asyncio.timeout(PATIENCE):
-            while not await offered():
-                await asyncio.sleep(0)
+        await until(lambda: any(row.operation.id == "shop.later" for row in all.hub.router.calls.operations()))
         assert await all.asks.call("shop.later") == "later"
         assert all.asks.direct_counts()["asked"] == 0
 
@@ -114,7 +109,8 @@ async def test_many_calls_over_a_connection_that_is_cut_again_and_again_are_neit
 
         async def asks(worker: int) -> None:
             for number in range(60):
-                answers.append(await all.asks.call("shop.get", {"sku": f"{worker}-{number}"}))
+                answer = await all.asks.call("shop.get", {"sku": f"{worker}-{number}"})
+                answers.append(answer)
 
         async def cuts() -> None:
             for number in range(12):
@@ -251,7 +247,7 @@ async def test_an_introduced_spoke_refuses_and_calls_go_on_by_way_of_the_hub(mon
                 return asked(self, said)  # type: ignore[arg-type]
 
             monkeypatch.setattr(peers_module.Peers, "_acceptable", refuses)
-            with pytest.raises(AccessDenied, match="full does not take the introduction: .* which is the limit"):
+            with pytest.raises(AccessDenied, match=r"full does not take the introduction: .* which is the limit"):
                 await asks.direct("full")
             assert await asks.call("full.get", {"sku": "b"}) == "B"
             assert Numbers(hub)("grants_refused_total", reason="takes_none") == 1
