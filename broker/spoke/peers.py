@@ -52,6 +52,10 @@ FIRST_AGAIN, MOST_AGAIN = 0.5, 30.0
 """Seconds between attempts to have a lost connection again, with full jitter."""
 RETURNED: Final = 1.0
 """Seconds over which spokes that have a hub again renew their grants."""
+MAX_CUT: Final = 1_024
+"""NodeIds whose grants were taken back, those that count longest. They are here for minutes."""
+SAID: Final = 1.5
+"""Seconds that the extension takes to end a connection at most, with what was still to be said."""
 ENDED: Final = "not admitted: the grant has ended"
 
 
@@ -119,6 +123,8 @@ class Peers:
         self.introduces = False
         """Whether the hub makes introductions, and knows ``again``."""
         self.by_id: dict[str, Peer] = {}
+        self._cut: dict[str, float] = {}
+        """Whom the hub took back, and when the last of its grants ends."""
         self._hubs: tuple[str, ...] = ()
         self._told, self._told_at = 0.0, 0.0
         link.receivers["hub.introduce"] = self._on_introduce
@@ -151,9 +157,7 @@ class Peers:
         """Somebody may call us directly, or must not any more."""
         said = introduction(detail)
         if said.grant is None:
-            if (peer := self.by_id.get(said.node_id)) is not None:
-                self.counts["cut"] += 1
-                self.drop(peer, CloseCode.BANNED, f"the hub says that this is over: {said.reason}")
+            self.cut(said.node_id, f"the hub says that this is over: {said.reason}")
             return
         self._clock(said.now)
         try:
@@ -162,6 +166,7 @@ class Peers:
             self.counts[f"refused_{error.reason}"] += 1
             self._link.control("hub.introduced", {"ref": said.ref, "refused": str(error)})
             return
+        self._cut.pop(said.node_id, None)
         peer = self._introduced(said)
         peer.until = max(peer.until, until)
         self._admit()
@@ -243,8 +248,8 @@ class Peers:
         return peer
 
     def came(self, node_id: str, claims: Claims) -> bool:
-        """One that brings a grant, of which the hub has not told us. False: there is no room."""
-        if len(self.by_id) >= MAX_PEERS:
+        """One that brings a grant, of which the hub has not told us. False: there is no room, or it was cut."""
+        if len(self.by_id) >= MAX_PEERS or claims.until <= self._cut.get(node_id, 0):
             return False
         peer = self.by_id[node_id] = Peer(node_id)
         peer.until = claims.until
@@ -264,8 +269,19 @@ class Peers:
         peer.stop()
         if peer.link is not None:
             peer.link.close(code, reason)
-        self._admit()
+        # Not at once: that would end the connection before the other side has heard why.
+        asyncio.get_running_loop().call_later(SAID, self._admit)
         peer.signal()
+
+    def cut(self, node_id: str, reason: str) -> None:
+        """It must not call here any more, whatever grant it shows, unless the hub introduces it anew."""
+        if (peer := self.by_id.get(node_id)) is not None:
+            theirs = peer.link.theirs if peer.link is not None else None
+            self._cut[node_id] = max(peer.until, theirs.until if theirs is not None else 0)
+            self.counts["cut"] += 1
+            self.drop(peer, CloseCode.BANNED, reason)
+        if len(self._cut) > MAX_CUT:
+            del self._cut[min(self._cut, key=self._cut.__getitem__)]
 
     # Time.
 

@@ -190,6 +190,23 @@ async def test_a_ban_and_a_kick_end_direct_connections_within_a_second(tmp_path:
         assert Numbers(hub)("grants_withdrawn_total") == 3
 
 
+async def test_a_grant_that_was_taken_back_opens_no_door_also_where_everybody_may_knock() -> None:
+    secret, node_id = identity()
+    listens = SpokeOptions(accept=True, backoff_first=0.01, backoff_most=0.05)
+    async with a_hub() as hub, serving(hub.ticket, "sells", options=listens, shop__get=Shop().get) as sells:
+        grant = (await grant_of(hub, secret, "sells"))["grant"]
+        sells._directs.peers.by_id.clear()  # as after a restart: it knows of nothing
+        async with dialled(sells, secret) as peer:
+            hello(peer, grant)
+            await peer.hears("hub.register", granted=True)
+            hub.router.admission.ban(node_id)
+            hub.router.settle()
+            assert await peer.end() == (CloseCode.BANNED, "the hub says that this is over: it is not admitted any more")
+        async with dialled(sells, secret) as peer:
+            hello(peer, grant)
+            assert (await peer.end())[0] == CloseCode.NOT_ADMITTED
+
+
 async def test_a_ban_that_was_made_while_the_hub_was_away_counts_when_it_is_back(tmp_path: Path) -> None:
     shop = Shop()
     async with closed_hub(tmp_path, open=True) as hub:

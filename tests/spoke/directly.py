@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,7 +46,7 @@ class Shop:
             self.ran["count"] += 1
             yield number
 
-    def operations(self) -> dict[str, Callable[..., Any]]:
+    def operations(self) -> dict[str, Any]:
         return {"shop__get": self.get, "shop__held": self.held, "shop__count": self.count}
 
 
