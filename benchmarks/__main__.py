@@ -21,7 +21,7 @@ from benchmarks.report import goals, machine, markdown
 from benchmarks.servers import OURS, certificates
 
 RESULTS = Path(__file__).parent / "results"
-FIGURES = ("calls", "fanout", "native", "cost", "memory", "scrape")
+FIGURES = ("calls", "direct", "fanout", "native", "cost", "memory", "scrape")
 GOSSIP = "gossip"
 """Only when it is asked for: it builds a Rust program."""
 console = Console(stderr=True)
@@ -100,6 +100,9 @@ async def _measure(
     if "calls" in chosen:
         for count in inflight:
             await bench.calls(names, count, 1_500 if count == 1 else 15_000)
+    if "direct" in chosen:
+        for system in ours:
+            await bench.direct(system, 1_500)
     if "fanout" in chosen:
         for count in subscribers:
             await bench.fanout(names, count, max(1_000, min(20_000, 800_000 // count)), processes=processes)

@@ -61,6 +61,24 @@ class Bench:
         for system, results in turns.items():
             self._figure("calls", system, results, ("p50_us", "p99_us", "per_second", "server_cpu_us"), **order)
 
+    async def direct(self, system: str, calls: int) -> None:
+        """The same call, one at a time, directly from spoke to spoke and by way of the hub."""
+        async with AsyncExitStack() as stack:
+            server = await self._server(system, stack)
+            await self._worker(system, "answer", server, stack)
+            caller = await self._worker(system, "call", server, stack)
+            await asyncio.sleep(SETTLE_SECONDS)
+            order = {"calls": max(200, int(calls * self._scale)), "inflight": 1}
+            turns: dict[str, list[dict[str, Any]]] = {"direct": [], "hub": []}
+            for _ in range(self._rounds):
+                for path, results in turns.items():
+                    result = await caller.ask({**order, "direct": path == "direct"})
+                    if (result["directly"] > 0) != (path == "direct"):
+                        raise RuntimeError(f"{result['directly']} calls of a turn by {path} went directly")
+                    results.append(result)
+        for path, results in turns.items():
+            self._figure("direct", system, results, ("p50_us", "p99_us", "per_second"), path=path, **order)
+
     # Fan-out.
 
     async def fanout(

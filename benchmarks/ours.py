@@ -97,8 +97,19 @@ async def answer(job: dict[str, Any], io: WorkerIO) -> None:
 
 
 async def call(job: dict[str, Any], io: WorkerIO) -> None:
+    """``direct`` in an order: over a connection with the spoke that answers, or not."""
     async with connect(job["ticket"], name="bench calls", timeout=CONNECT_SECONDS) as spoke:
-        await io.serve(lambda order: measure_calls(lambda value: spoke.call("bench.echo", value), order))
+
+        async def do(order: dict[str, Any]) -> dict[str, Any]:
+            if order.get("direct") and not spoke.neighbours():
+                await spoke.direct("bench answers", timeout=CONNECT_SECONDS)
+            elif not order.get("direct"):
+                spoke.part("bench answers")
+            before = spoke.direct_counts()["asked"]
+            result = await measure_calls(lambda value: spoke.call("bench.echo", value), order)
+            return {**result, "directly": spoke.direct_counts()["asked"] - before}
+
+        await io.serve(do)
 
 
 async def publish(job: dict[str, Any], io: WorkerIO) -> None:

@@ -135,6 +135,13 @@ def goals(figures: Figures) -> list[tuple[str, str, str, str]]:
                 compare(what, "(none; beside NATS)", "per_second", True, 0, peer, "fanout-native", subscribers=count)
         what, goal = f"deliveries/s, {count} native subscribers", ">= 0.8 × the extension alone"
         compare(what, goal, "per_second", True, 0.8, "bare", "fanout-native", subscribers=count)
+    for system in OURS:
+        direct, by_hub = (_find(figures, "direct", system, path=path) for path in ("direct", "hub"))
+        if direct is not None and by_hub is not None:
+            ratio = direct["p50_us"] / by_hub["p50_us"]
+            reached = f"{direct['p50_us']:,.0f} beside {by_hub['p50_us']:,.0f} ({NAMES[system]})"
+            met = "" if ratio <= 0.6 else "  MISSED"
+            rows.append(("call p50, us, spoke to spoke directly", "<= 0.6 × by the hub", reached, f"{ratio:.2f}{met}"))
     rows += _cost_rows(figures)
     for system in OURS:
         if (one := _find(figures, "memory", system)) is not None:

@@ -27,6 +27,7 @@ def spoke_http(
 ) -> AbstractAsyncContextManager[str]:
     """Serves while the block runs; gives the address that was bound. ``not_yet``: why this spoke takes no work, beside
     having no hub. ``collectors``: what there is to tell beside a spoke's own numbers."""
+    from broker.cli.spoke_direct import DirectCollector
     from broker.cli.spoke_swarms import SwarmCollector
     from broker.config import split_address
     from broker.hub.extension_metrics import ExtensionCollector
@@ -40,7 +41,8 @@ def spoke_http(
         raise UsageError(f"--http: {error}") from None
     metrics = SpokeMetrics(VERSION, gauges=lambda: SpokeGauges(connected=spoke.connected, **spoke.counts()))
     spoke.on_call_ended(metrics.call_ended)
-    for collector in (SwarmCollector(spoke), ExtensionCollector(lambda: spoke.endpoint), *collectors):
+    own = (SwarmCollector(spoke), DirectCollector(spoke), ExtensionCollector(lambda: spoke.endpoint))
+    for collector in (*own, *collectors):
         metrics.registry.register(collector)
 
     def not_ready() -> str | None:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from broker import SpokeOptions
+from broker.cli.spoke_direct import DirectCollector
 from broker.errors import AccessDenied, ExecutionFailed, OperationNotFound, ValidationFailed
 from broker.spoke import peers as peers_module
 from tests.rig import FAST, PATIENCE, Numbers, a_hub, serving, until
@@ -297,3 +298,18 @@ async def test_a_spoke_that_drains_finishes_what_came_directly_and_gets_no_more(
         await until(lambda: not any(one.operations for one in all.asks.neighbours()))
         all.shop.gate.set()
         assert (await call, await drained) == ("A", 0)
+
+
+async def test_metrics_tell_calls_by_their_path_and_who_is_connected() -> None:
+    async with two() as all:
+        await all.asks.call("shop.get", {"sku": "a"})
+        await all.asks.call("hub.spokes")
+        told = {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in DirectCollector(all.asks).collect()
+            for sample in family.samples
+        }
+        assert told["broker_spoke_direct_connections",] == 1
+        assert told["broker_spoke_calls_asked_total", "direct"] == 1
+        assert told["broker_spoke_calls_asked_total", "hub"] == 2, "the introduction is one of them"
+        assert Numbers(all.hub)("grants_issued_total") == 1
