@@ -19,11 +19,13 @@ def test_it_goes_to_the_spoke_that_was_asked_though_another_has_less_to_do() -> 
     talk.join(ANN)
     talk.join(BOB, "get")
     talk.join(CARL, "get")
+    legs = []
     for number in range(4):
         (effect,) = talk.asks(ANN, f"x{number}", "get", again={**AGAIN, "unknown": 1})
         assert isinstance(effect, Send)
         assert (effect.peer, effect.detail["again"]) == (BOB, AGAIN)
-    answer = talk.says(BOB, "responded", effect.detail["requestId"], output=7)
+        legs.append(effect.detail["requestId"])
+    answer = talk.says(BOB, "responded", legs[-1], output=7)
     assert Send(ANN, "call.responded", {"requestId": "x3", "output": 7}) in answer
 
 
