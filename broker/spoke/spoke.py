@@ -21,7 +21,6 @@ from broker.protocol.registration import MAX_ADDRS, MAX_RELAYS, GossipPlace, Ope
 from broker.protocol.routing import check_pattern
 from broker.protocol.ticket import Ticket
 from broker.protocol.wire import DIRECT, GOSSIP, PROTOCOL_VERSION, CloseCode
-from broker.relays import on_this_machine, union
 from broker.spoke.answers import Answers, current_call
 from broker.spoke.calls import Answer, Calls, RollCall
 from broker.spoke.complaints import Complaints
