@@ -2,7 +2,7 @@
 
 The bridge has a namespace of its own; the machine itself is one more host on it, so that a person's browser reaches the
 rest. Needs root, iproute2 and nftables. Nothing of it outlives :meth:`Network.down`. Not here: what runs on a host
-(cluster.py), and NAT.
+(cluster.py), and routers with networks behind them (internet.py).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Final
 
 from broker.errors import UsageError
 
-__all__ = ["Network", "check_rights"]
+__all__ = ["TABLE", "Network", "check_rights", "do"]
 
 TOOLS: Final = {"ip": "iproute2", "nft": "nftables", "tc": "iproute2"}
 MACHINE: Final = 1
-"""The last number of this machine's own address on the bridge."""
+"""The last number of the address of whoever holds the bridge: this machine, or a router."""
 COMMAND_TIMEOUT: Final = 20.0
 TABLE: Final = "inet lab"
 
@@ -33,18 +33,22 @@ def check_rights() -> None:
         raise UsageError("network namespaces need root; --plain runs the same on loopback, without broken links")
 
 
-def _run(*command: str, check: bool = True) -> None:
+def do(*command: str, check: bool = True) -> str:
+    """Runs one of TOOLS to its end and returns what it says. UsageError with its own words when it fails."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT, check=False)
     if check and done.returncode:
         raise UsageError(f"`{' '.join(command)}` failed: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
 
 
 class Network:
-    """``prefix`` begins the name of every namespace and device (5 characters at most); ``subnet`` is the first three
-    numbers of the addresses."""
+    """``prefix`` begins the name of every namespace and device (8 characters at most); ``subnet`` is the first three
+    numbers of the addresses; ``holder`` is the host that holds the bridge."""
 
-    def __init__(self, prefix: str, subnet: str, hosts: Mapping[str, int] | None = None) -> None:
-        self.prefix, self.subnet = prefix, subnet
+    def __init__(
+        self, prefix: str, subnet: str, hosts: Mapping[str, int] | None = None, *, holder: str = "net"
+    ) -> None:
+        self.prefix, self.subnet, self._bridge_space = prefix, subnet, f"{prefix}-{holder}"
         self.hosts: dict[str, int] = dict(hosts or {})
 
     def address(self, host: str) -> str:
@@ -56,41 +60,44 @@ class Network:
 
     def up(self) -> None:
         """The bridge, and this machine on it."""
-        bridge, outside, inside = f"{self.prefix}-net", f"{self.prefix}0", f"{self.prefix}0b"
-        _run("ip", "netns", "add", bridge)
-        _run("ip", "-n", bridge, "link", "add", "bridge", "type", "bridge")
-        _run("ip", "-n", bridge, "link", "set", "bridge", "up")
-        _run("ip", "link", "add", outside, "type", "veth", "peer", "name", inside, "netns", bridge)
-        _run("ip", "-n", bridge, "link", "set", inside, "master", "bridge", "up")
-        _run("ip", "address", "add", f"{self.subnet}.{MACHINE}/24", "dev", outside)
-        _run("ip", "link", "set", outside, "up")
+        outside, inside = f"{self.prefix}0", f"{self.prefix}0b"
+        do("ip", "netns", "add", self._bridge_space)
+        self._add_bridge()
+        do("ip", "link", "add", outside, "type", "veth", "peer", "name", inside, "netns", self._bridge_space)
+        do("ip", "-n", self._bridge_space, "link", "set", inside, "master", "bridge", "up")
+        do("ip", "address", "add", f"{self.subnet}.{MACHINE}/24", "dev", outside)
+        do("ip", "link", "set", outside, "up")
+
+    def _add_bridge(self) -> None:
+        do("ip", "-n", self._bridge_space, "link", "add", "bridge", "type", "bridge")
+        do("ip", "-n", self._bridge_space, "link", "set", "bridge", "up")
 
     def add(self, host: str) -> str:
         """A further host. Returns its address."""
         number = next(number for number in range(MACHINE + 1, 255) if number not in self.hosts.values())
         self.hosts[host] = number
         space, device = self._space(host), f"{self.prefix}{number}"
-        _run("ip", "netns", "add", space)
-        _run("ip", "-n", f"{self.prefix}-net", "link", "add", device, "type", "veth", "peer", "name", "eth0",
-             "netns", space)  # fmt: skip
-        _run("ip", "-n", f"{self.prefix}-net", "link", "set", device, "master", "bridge", "up")
-        _run("ip", "-n", space, "address", "add", f"{self.address(host)}/24", "dev", "eth0")
-        _run("ip", "-n", space, "link", "set", "lo", "up")
-        _run("ip", "-n", space, "link", "set", "eth0", "up")
+        do("ip", "netns", "add", space)
+        do("ip", "-n", self._bridge_space, "link", "add", device, "type", "veth", "peer", "name", "eth0",
+           "netns", space)  # fmt: skip
+        do("ip", "-n", self._bridge_space, "link", "set", device, "master", "bridge", "up")
+        do("ip", "-n", space, "address", "add", f"{self.address(host)}/24", "dev", "eth0")
+        do("ip", "-n", space, "link", "set", "lo", "up")
+        do("ip", "-n", space, "link", "set", "eth0", "up")
         self._nft(host, f"add table {TABLE}")
         self._nft(host, f"add chain {TABLE} arriving {{ type filter hook input priority 0; }}")
         return self.address(host)
 
     def remove(self, host: str) -> None:
-        _run("ip", "netns", "delete", self._space(host), check=False)
+        do("ip", "netns", "delete", self._space(host), check=False)
         del self.hosts[host]
 
     def down(self) -> None:
         """Leaves nothing, however far :meth:`up` and :meth:`add` came."""
         for host in list(self.hosts):
             self.remove(host)
-        _run("ip", "link", "delete", f"{self.prefix}0", check=False)
-        _run("ip", "netns", "delete", f"{self.prefix}-net", check=False)
+        do("ip", "link", "delete", f"{self.prefix}0", check=False)
+        do("ip", "netns", "delete", self._bridge_space, check=False)
 
     # What happens to links.
 
@@ -116,18 +123,18 @@ class Network:
         """What comes to a host comes at so many kbit a second, with a queue of 400 ms."""
         for host in hosts:
             device = f"{self.prefix}{self.hosts[host]}"
-            _run("tc", "-n", f"{self.prefix}-net", "qdisc", "replace", "dev", device, "root", "tbf",
+            do("tc", "-n", self._bridge_space, "qdisc", "replace", "dev", device, "root", "tbf",
                  "rate", f"{kbit}kbit", "burst", "32kb", "latency", "400ms")  # fmt: skip
 
     def mend(self) -> None:
         """All links are whole again."""
         for host, number in self.hosts.items():
             self._nft(host, f"flush chain {TABLE} arriving")
-            _run("tc", "-n", f"{self.prefix}-net", "qdisc", "delete", "dev", f"{self.prefix}{number}", "root",
+            do("tc", "-n", self._bridge_space, "qdisc", "delete", "dev", f"{self.prefix}{number}", "root",
                  check=False)  # fmt: skip
 
     def _nft(self, host: str, rule: str) -> None:
-        _run(*self.command(host, "nft", rule))
+        do(*self.command(host, "nft", rule))
 
     def _space(self, host: str) -> str:
         return f"{self.prefix}-{host}"
