@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from broker import keys
-from broker.cli import lab_chaos
+from broker.cli import lab_chaos, lab_nat
 from broker.cli.lab_chaos import DIRECTORY, Directory, columns
 from broker.cli.options import (
     Json,
@@ -116,6 +116,11 @@ async def _until_stopped(work: Coroutine[Any, Any, None]) -> int:
 
 app.command()(lab_chaos.chaos)
 app.command()(lab_chaos.havoc)
+
+# Networks with routers that translate: lab_nat.py.
+
+app.command()(lab_nat.nat)
+app.command(hidden=True)(lab_nat.probe)
 
 
 @app.command()

@@ -6,7 +6,6 @@ Not here: how it is broken and judged (broker/lab), and the lab's other commands
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
@@ -18,11 +17,11 @@ import typer
 
 from broker.cli.options import Json
 from broker.cli.output import LineWriter, note, table
-from broker.cli.running import run
+from broker.cli.running import in_thread, run
 from broker.errors import UsageError
 
 if TYPE_CHECKING:
-    from broker.lab.chaos import Chaos, Judgement
+    from broker.lab.chaos import Judgement
     from broker.lab.rounds import Rounds
     from broker.lab.scenario import Scenario
 
@@ -119,7 +118,7 @@ async def _break(chosen: list[Scenario], seed: int, directory: Path, json: bool)
             note(f"{one.name}: {one.text}")
             stop = threading.Event()
             judged = Chaos(LabHands(cluster, seed), one, lambda text: note(f"  {text}"), stop=stop)
-            failed += not await _tell(await _judge(judged, stop), writer, json)
+            failed += not await _tell(await in_thread(judged.run, stop), writer, json)
     finally:
         if own:
             cluster.down()
@@ -135,20 +134,6 @@ async def _tell(judgement: Judgement, writer: LineWriter, json: bool) -> bool:
     return judgement.passed
 
 
-async def _judge(chaos: Chaos, stop: threading.Event) -> Judgement:
-    """In a thread. Who interrupts waits until all is put back."""
-    from broker.lab.chaos import Stopped
-
-    working = asyncio.ensure_future(asyncio.to_thread(chaos.run))
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        stop.set()
-        with contextlib.suppress(Stopped):
-            await working
-        raise
-
-
 async def _havoc(rounds: Rounds, count: int, rest: float, http: str, shared: Path | None, json: bool) -> int:
     """Status 1 if one of them did not end as it should."""
     from broker.hub.http import serve_http
@@ -162,7 +147,7 @@ async def _havoc(rounds: Rounds, count: int, rest: float, http: str, shared: Pat
                 async with turn(shared):
                     if mine := await asyncio.to_thread(rounds.mine):
                         stop = threading.Event()
-                        judgement = await _judge(rounds.begin(done, note, stop), stop)
+                        judgement = await in_thread(rounds.begin(done, note, stop).run, stop)
                         rounds.end(judgement)
                         failed += not await _tell(judgement, writer, json)
                         done += 1

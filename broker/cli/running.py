@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["INTERRUPTED", "run", "stop_signal", "wait_for_either"]
+__all__ = ["INTERRUPTED", "in_thread", "run", "stop_signal", "wait_for_either"]
+
+T = TypeVar("T")
 
 INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -81,3 +84,20 @@ async def wait_for_either(
     if work.done():
         work.result()
     return stop.result() if stop.done() else None
+
+
+async def in_thread(work: Callable[[], T], stop: threading.Event) -> T:
+    """What blocks, while signals are still heard. Who is cancelled sets ``stop`` and waits until ``work`` has put
+    everything back, however often it is cancelled."""
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    cancelled: asyncio.CancelledError | None = None
+    while not working.done():
+        try:
+            await asyncio.wait((working,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+            stop.set()
+    if cancelled is not None:
+        working.exception()  # it was told to stop: whatever it says of that is no news
+        raise cancelled
+    return working.result()

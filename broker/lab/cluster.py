@@ -28,7 +28,7 @@ from broker.protocol.wire import REALM_SCOPE
 
 __all__ = ["STATE", "Cluster", "Member", "Role", "build"]
 
-Role = Literal["hub", "spoke", "observer", "misfit", "prometheus"]
+Role = Literal["hub", "spoke", "observer", "misfit", "prometheus", "relay"]
 STATE: Final = "state.json"
 MARK: Final = "BROKER_LAB"
 """In the environment of every process of a lab: its directory. So that no other process is ever taken for one of it."""
@@ -104,23 +104,23 @@ class Cluster:
         udp = UDP if self.network else _free_port(socket.SOCK_DGRAM)
         command = ["hub", "--open", "--name", name, "--data", str(self.directory / "data" / name)]
         command += ["--bind", f"{host}:{udp}", "--http", http, "--ticket-file", str(self.ticket(name)), *options]
-        return self._add(Member(name, "hub", http, command))
+        return self.add(Member(name, "hub", http, command))
 
     def add_node(self, name: str, hub: str, *, rate: float, size: int, calls: float) -> Member:
         _, http = self._place(name, HTTP)
         load = ["--rate", str(rate), "--size", str(size), "--calls", str(calls)]
-        return self._add(
+        return self.add(
             Member(name, "spoke", http, ["lab", "node", f"@{self.ticket(hub)}", "--name", name, "--http", http, *load])
         )
 
     def add_observer(self, name: str, hub: str) -> Member:
         _, http = self._place(name, HTTP)
         command = ["lab", "observer", f"@{self.ticket(hub)}", "lab.>", "--name", name, "--http", http]
-        return self._add(Member(name, "observer", http, command))
+        return self.add(Member(name, "observer", http, command))
 
     def add_misfit(self, name: str, hub: str, kind: str) -> Member:
         _, http = self._place(name, HTTP)
-        return self._add(Member(name, "misfit", http, ["lab", "misfit", f"@{self.ticket(hub)}", kind]))
+        return self.add(Member(name, "misfit", http, ["lab", "misfit", f"@{self.ticket(hub)}", kind]))
 
     def add_prometheus(self) -> Member | None:
         """None where it is not installed. It reads every member that there is at its start; see `watch`."""
@@ -138,7 +138,7 @@ class Cluster:
         command = [program, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
                    f"--web.listen-address={http}", "--storage.tsdb.retention.time=1d",
                    "--enable-feature=exemplar-storage"]  # fmt: skip
-        return self._add(Member("prometheus", "prometheus", http, command))
+        return self.add(Member("prometheus", "prometheus", http, command))
 
     def watch(self) -> None:
         """Tells Prometheus whom to read."""
@@ -198,7 +198,8 @@ class Cluster:
         host = self.network.add(name)
         return host, f"{host}:{port}"
 
-    def _add(self, member: Member) -> Member:
+    def add(self, member: Member) -> Member:
+        """One whose host is there, or of loopback."""
         self.members[member.name] = member
         self.watch()
         self.save()
@@ -267,7 +268,7 @@ class Cluster:
 
     def down(self) -> None:
         """Ends everything and leaves nothing but, in the directory, the logs."""
-        order = [*self.of("prometheus", "misfit", "observer", "spoke"), *self.of("hub")]
+        order = [*self.of("prometheus", "misfit", "observer", "spoke"), *self.of("hub", "relay")]
         for member in order:
             self.send(member.name, signal.SIGCONT)
             self.send(member.name, signal.SIGTERM)

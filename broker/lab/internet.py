@@ -29,6 +29,7 @@ PUBLIC: Final = "203.0.113"
 PRIVATE: Final = "192.168"
 NEW_PORTS: Final = "50000-59999"
 """From which a flow gets its port when its router has forgotten it."""
+UNASKED: Final = "iifname eth0 ct state != { established, related } drop"
 FLOWS: Final = "/proc/net/nf_conntrack"
 SPACES: Final = Path("/run/netns")
 NAME: Final = "bn"
@@ -67,8 +68,10 @@ class Internet(Network):
 
     def remove(self, host: str) -> None:
         """Also what runs there; with a router, what is behind it."""
-        if host in self.lans:
-            lan = self.lans.pop(host)
+        if host not in self.hosts:
+            next(lan for lan in self.lans.values() if host in lan.hosts).remove(host)
+            return
+        if (lan := self.lans.pop(host, None)) is not None:
             for one in list(lan.hosts):
                 lan.remove(one)
         _end_all(self._space(host))
@@ -101,9 +104,8 @@ class Lan(Network):
             ("knocking", "filter hook input priority 1"),
         ):
             self._nft(self.router, f"add chain {TABLE} {chain} {{ type {hook}; }}")
-        for chain in ("strange", "knocking"):
-            # Dropped before it is a flow: one that the router has on its books would take the port from who is inside.
-            self._nft(self.router, f"add rule {TABLE} {chain} iifname eth0 ct state != {{ established, related }} drop")
+        # Dropped before it is a flow: one that the router has on its books would take the port from who is inside.
+        self._nft(self.router, f"add rule {TABLE} knocking {UNASKED}")
 
     def add(self, host: str) -> str:
         address = super().add(host)
@@ -123,19 +125,23 @@ class Lan(Network):
     # What routers do.
 
     def translate(self, nat: Nat) -> None:
-        """From now on, for new flows."""
-        self._masquerade("masquerade random" if nat == "symmetric" else "masquerade")
-        if nat == "udp-blocked":
-            self._nft(self.router, f"add rule {TABLE} strange meta l4proto udp drop")
+        """From now on. It knows none of its flows any more."""
+        self._rules("leaving", f"oifname eth0 masquerade{' random' if nat == 'symmetric' else ''}")
+        self._rules("strange", UNASKED, *(["meta l4proto udp drop"] if nat == "udp-blocked" else []))
+        self._forget()
 
-    def _masquerade(self, *rules: str) -> None:
-        self._nft(self.router, f"flush chain {TABLE} leaving")
+    def rebind(self) -> None:
+        """It knows none of its flows any more: UDP goes on from other ports, TCP from the same."""
+        to = f"oifname eth0 meta l4proto udp masquerade to :{NEW_PORTS}"
+        self._rules("leaving", to, "oifname eth0 masquerade")
+        self._forget()
+
+    def _rules(self, chain: str, *rules: str) -> None:
+        self._nft(self.router, f"flush chain {TABLE} {chain}")
         for rule in rules:
-            self._nft(self.router, f"add rule {TABLE} leaving oifname eth0 {rule}")
+            self._nft(self.router, f"add rule {TABLE} {chain} {rule}")
 
-    def forget(self) -> None:
-        """The router knows none of its flows any more. UDP goes on from other ports, TCP from the same."""
-        self._masquerade(f"meta l4proto udp masquerade to :{NEW_PORTS}", "masquerade")
+    def _forget(self) -> None:
         address = self.internet.address(self.router)
         self._readdress(self.router, address, address)
 

@@ -18,24 +18,30 @@ from broker.errors import UsageError
 __all__ = ["TABLE", "Network", "check_rights", "do"]
 
 TOOLS: Final = {"ip": "iproute2", "nft": "nftables", "tc": "iproute2"}
+"""Programs, and the Debian packages that have them."""
 MACHINE: Final = 1
 """The last number of the address of whoever holds the bridge: this machine, or a router."""
 COMMAND_TIMEOUT: Final = 20.0
 TABLE: Final = "inet lab"
 
 
-def check_rights() -> None:
-    """Raises UsageError when namespaces cannot be made here, and says what to do."""
-    missing = sorted({package for tool, package in TOOLS.items() if shutil.which(tool) is None})
+def check_rights(*more: str, instead: str = "--plain runs the same on loopback, without broken links") -> None:
+    """Raises UsageError when namespaces cannot be made here, and says what to do. ``more``: further programs that must
+    be there, in packages of their name."""
+    tools = TOOLS | {tool: tool for tool in more}
+    missing = sorted({package for tool, package in tools.items() if shutil.which(tool) is None})
     if missing:
         raise UsageError(f"the lab needs {', '.join(missing)}; as root, type: apt-get install {' '.join(missing)}")
     if os.geteuid() != 0:
-        raise UsageError("network namespaces need root; --plain runs the same on loopback, without broken links")
+        raise UsageError(f"network namespaces need root; {instead}")
 
 
 def do(*command: str, check: bool = True) -> str:
     """Runs one of TOOLS to its end and returns what it says. UsageError with its own words when it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT, check=False)
+    # In a process group of its own: an interrupt at the terminal does not end the tidying up.
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT, check=False, process_group=0
+    )
     if check and done.returncode:
         raise UsageError(f"`{' '.join(command)}` failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout

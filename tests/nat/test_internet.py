@@ -150,7 +150,7 @@ def test_what_a_router_forgets_goes_on_from_a_new_port(internet: Internet, peers
     first = a.seen()
     assert first == (internet.address("r1"), 4433)
     assert a.seen() == first
-    lan.forget()
+    lan.rebind()
     second = a.seen()
     assert (second[0], second[1] != 4433) == (first[0], True)
     assert lan.redial() != first[0]

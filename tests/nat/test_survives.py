@@ -1,0 +1,110 @@
+"""Connections through NAT live through what happens to networks: 100 calls and 100 events a second go on meanwhile, no
+call fails where the connection can live, and no event is lost. Each program is on a host of its own."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from broker.lab.internet import Nat
+from tests.nat.rig import Traffic, a_wan
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+
+SOON = 20.0
+"""Seconds in which a path is found; how fast it is in quiet is what `broker lab nat` measures."""
+RESTART = 10.0
+"""Seconds in which all are back when the hub is."""
+
+
+def _no_call_failed(traffic: Traffic) -> None:
+    calls = traffic.ends()
+    assert (calls["failed"], calls["connects"]) == ({}, 1), calls
+
+
+def test_the_relay_takes_over_when_the_direct_path_is_cut_and_gives_it_back(tmp_path: Path) -> None:
+    with a_wan(tmp_path) as wan:
+        traffic = wan.traffic(20)
+        traffic.wait_path("direct", SOON)
+        wan.lans["near"].refuse(wan.internet.address("nat-hub"))
+        traffic.wait_path("relay", SOON)
+        traffic.flows(SOON)
+        wan.lans["near"].mend()
+        traffic.wait_path("direct", SOON)
+        _no_call_failed(traffic)
+
+
+def test_a_router_forgets_its_flows_and_goes_on_from_new_ports(tmp_path: Path) -> None:
+    with a_wan(tmp_path) as wan:
+        traffic = wan.traffic(15)
+        traffic.wait_path("direct", SOON)
+        wan.lans["near"].rebind()
+        traffic.flows(SOON)
+        wan.lans["hub"].rebind()
+        traffic.flows(SOON)
+        _no_call_failed(traffic)
+
+
+def test_a_spokes_address_changes(tmp_path: Path) -> None:
+    with a_wan(tmp_path) as wan:
+        traffic = wan.traffic(12)
+        traffic.wait_path("direct", SOON)
+        wan.lans["near"].move("near")
+        traffic.flows(SOON)
+        traffic.wait_path("direct", SOON)
+        _no_call_failed(traffic)
+
+
+def test_the_hubs_own_address_changes_and_then_its_routers(tmp_path: Path) -> None:
+    with a_wan(tmp_path) as wan:
+        traffic = wan.traffic(20)
+        traffic.wait_path("direct", SOON)
+        wan.lans["hub"].move("hub")
+        traffic.flows(SOON)
+        traffic.wait_path("direct", SOON)
+        wan.lans["hub"].redial()
+        traffic.flows(SOON)
+        traffic.wait_path("direct", SOON)
+        _no_call_failed(traffic)
+
+
+@pytest.mark.parametrize("nat", ["port-keeping", "symmetric"])
+def test_the_relay_is_stopped_and_started(tmp_path: Path, nat: Nat) -> None:
+    """Who is on a direct path does not notice; who is on the relay waits for it."""
+    with a_wan(tmp_path, hub=nat, spokes=nat) as wan:
+        traffic = wan.traffic(12)
+        traffic.wait_path("direct" if nat == "port-keeping" else "relay", SOON)
+        wan.relays["relay1"].send(signal.SIGTERM)
+        wan.relays["relay1"].status(SOON)
+        if nat == "port-keeping":
+            traffic.flows(2.0)
+        wan.start_relay("relay1")
+        traffic.flows(SOON)
+        _no_call_failed(traffic)
+
+
+def test_one_relay_of_two_is_stopped_for_ever(tmp_path: Path) -> None:
+    with a_wan(tmp_path, hub="symmetric", spokes="symmetric", relays=2) as wan:
+        for name in ("relay1", "relay2"):
+            traffic = wan.traffic(15)
+            traffic.wait_path("relay", SOON)
+            wan.relays[name].kill()
+            traffic.flows(2 * SOON)
+            traffic.ends()
+            wan.start_relay(name)
+
+
+def test_a_hub_behind_nat_is_killed_and_started_again(tmp_path: Path) -> None:
+    with a_wan(tmp_path) as wan:
+        traffic = wan.traffic(20)
+        traffic.wait_path("direct", SOON)
+        wan.hub_program.kill()
+        wan.start_hub()
+        back = time.monotonic()
+        traffic.flows(RESTART)
+        traffic.wait_path("direct", RESTART)
+        assert time.monotonic() - back < RESTART
+        assert traffic.ends()["connects"] == 2
