@@ -143,6 +143,7 @@ class NatLab:
         self._stop = stop or threading.Event()
         self._internet = Internet()
         self._cluster = Cluster(directory, network=self._internet)
+        self._begun = False
         self._relay: tuple[str, ...] = ()
         self._ca: tuple[str, ...] = ()
 
@@ -150,14 +151,16 @@ class NatLab:
         """Builds it and starts the relay. What killed labs have left goes first. UsageError where it cannot be."""
         check_rights("openssl", instead=ROOT)
         sweep()
+        self._begun = True
         self._cluster.begin()
         self._build()
         self._start("relay")
 
     def close(self) -> None:
         """However far it came."""
-        self._end(*BEHIND)  # nothing of theirs is worth draining
-        self._cluster.down()
+        if self._begun:
+            self._end(*BEHIND)  # nothing of theirs is worth draining
+            self._cluster.down()
 
     def __enter__(self) -> Self:
         try:
