@@ -34,6 +34,8 @@ MARK: Final = "BROKER_LAB"
 """In the environment of every process of a lab: its directory. So that no other process is ever taken for one of it."""
 END_WITHIN: Final = 15.0
 """Seconds that a process gets to drain; then it is killed."""
+LOOKS: Final = 20
+LOOK: Final = 0.005
 HTTP: Final = 9464
 UDP: Final = 4433
 PROMETHEUS: Final = 9090
@@ -244,7 +246,7 @@ class Cluster:
         """Whether the process is there, is one of this lab, and is no zombie."""
         pid = self.members[name].pid
         try:
-            environment = Path(f"/proc/{pid}/environ").read_bytes()
+            environment = _environment(pid)
             status = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
         except OSError:
             return False
@@ -304,6 +306,15 @@ def _wait_for(file: Path) -> None:
         if time.monotonic() > deadline:
             raise UsageError(f"the first hub did not write {file} within {END_WITHIN:g} s; its log says why")
         time.sleep(0.05)
+
+
+def _environment(pid: int) -> bytes:
+    """For a moment while a program takes the place of another one (`ip netns exec`) it has none."""
+    for _ in range(LOOKS):
+        if environment := Path(f"/proc/{pid}/environ").read_bytes():
+            return environment
+        time.sleep(LOOK)
+    return b""
 
 
 def _reap(pid: int) -> None:
