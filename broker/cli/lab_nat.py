@@ -21,7 +21,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from broker.cli.options import ConnectTimeout, Json, LogFormatOption, LogLevelOption, TicketArgument, read_ticket
+from broker.cli.options import (
+    ConnectTimeout,
+    Json,
+    LogFormatOption,
+    LogLevelOption,
+    RelayCaOption,
+    TicketArgument,
+    read_ticket,
+)
 from broker.cli.output import LineWriter, dumps, note, start_logging, table
 from broker.cli.running import INTERRUPTED, in_thread, run, stop_signal, wait_for_either
 
@@ -103,21 +111,22 @@ async def _measure(lab: NatLab, pairs: list[tuple[Nat, Nat]], runs: int, stop: t
 
 
 COLUMNS = {
-    "hub's NAT": "hub_nat",
-    "spoke's NAT": "spoke_nat",
+    "hub": "hub_nat",
+    "spoke": "spoke_nat",
     "path": "path",
-    "first byte ms": "first_byte_ms",
-    "direct ms": "direct_ms",
+    "first byte": "first_byte_ms",
+    "direct": "direct_ms",
     "calls/s": "calls_per_s",
-    "p50 ms": "p50_ms",
-    "calls failed": "failed",
+    "failed": "failed",
 }
 
 
 async def _show(pairs: Iterable[Pair], writer: LineWriter) -> None:
     rows = [pair.row() for pair in pairs]
     columns: dict[str, Callable[[dict[str, Any]], Any]] = {head: itemgetter(key) for head, key in COLUMNS.items()}
-    await writer.text(table("Through NAT", columns, rows))
+    await writer.text(
+        table("Hub and spoke behind NAT: path, ms to the first byte and to a direct path, calls", columns, rows)
+    )
     for row in rows:
         if not row["passed"]:
             why = "; ".join(row["faults"]) or f"paths: {row['paths']}, calls failed: {row['failed']}"
@@ -130,7 +139,7 @@ def probe(
     seconds: Annotated[float, typer.Option("--seconds", metavar="S", min=0)] = 2.0,
     inflight: Annotated[int, typer.Option("--inflight", metavar="N", min=1, max=1_024)] = 16,
     rate: Annotated[float, typer.Option("--rate", metavar="N", min=0, help="Calls a second until it is stopped.")] = 0,
-    relay_ca: Annotated[Path | None, typer.Option("--relay-ca", metavar="F", show_default=False)] = None,
+    relay_ca: RelayCaOption = None,
     connect_timeout: ConnectTimeout = 30.0,
     log_level: LogLevelOption = None,
     log_format: LogFormatOption = None,

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from broker.errors import BrokerError, UsageError
-from broker.lab.certificates import Authority
+from broker.lab.authority import Authority
 from broker.lab.cluster import Cluster, Member
 from broker.lab.internet import NATS, Internet, Nat, sweep
 from broker.lab.network import check_rights
@@ -149,7 +149,7 @@ class NatLab:
 
     def open(self) -> None:
         """Builds it and starts the relay. What killed labs have left goes first. UsageError where it cannot be."""
-        check_rights("openssl", instead=ROOT)
+        check_rights(ROOT)
         sweep()
         self._begun = True
         self._cluster.begin()
@@ -180,14 +180,13 @@ class NatLab:
         address = net.add("relay")
         for name in BEHIND:
             net.add_lan(f"nat-{name}", "port-keeping", name)
-        folder = cluster.data("certificates")
-        folder.mkdir()
-        authority = Authority(folder)
-        self._ca = ("--relay-ca", str(authority.ca))
+        authority = Authority(cluster.data("certificates"))
+        issued = authority.issue("relay", [address])
+        self._ca = ("--relay-ca", str(authority.file))
         self._relay = ("--relay", f"https://{address}:{RELAY}")
         cluster.add(
             Member("relay", "relay", f"{address}:{HTTP}",
-                   ["relay", "--bind", f"{address}:{RELAY}", *authority.sign("relay", address).options(),
+                   ["relay", "--bind", f"{address}:{RELAY}", "--tls-cert", str(issued.cert), "--tls-key", str(issued.key),
                     "--http", f"{address}:{HTTP}", "--open", "--json"])
         )  # fmt: skip
         ticket = cluster.ticket("hub")

@@ -25,11 +25,9 @@ COMMAND_TIMEOUT: Final = 20.0
 TABLE: Final = "inet lab"
 
 
-def check_rights(*more: str, instead: str = "--plain runs the same on loopback, without broken links") -> None:
-    """Raises UsageError when namespaces cannot be made here, and says what to do. ``more``: further programs that must
-    be there, in packages of their name."""
-    tools = TOOLS | {tool: tool for tool in more}
-    missing = sorted({package for tool, package in tools.items() if shutil.which(tool) is None})
+def check_rights(instead: str = "--plain runs the same on loopback, without broken links") -> None:
+    """Raises UsageError when namespaces cannot be made here, and says what to do."""
+    missing = sorted({package for tool, package in TOOLS.items() if shutil.which(tool) is None})
     if missing:
         raise UsageError(f"the lab needs {', '.join(missing)}; as root, type: apt-get install {' '.join(missing)}")
     if os.geteuid() != 0:

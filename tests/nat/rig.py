@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from broker.lab.certificates import Authority
+from broker.lab.authority import Authority
 from broker.lab.internet import Internet, Lan, Nat, sweep
 from broker.lab.network import check_rights
 from tests.faults.gossiping import START, Place, Program, published, until
@@ -34,11 +34,11 @@ class Wan(Place):
         self.relays: dict[str, Program] = {}
         self.hub_program: Program
         authority = Authority(folder)
-        self._ca = {"BROKER_RELAY_CA": str(authority.ca)}
+        self._ca = {"BROKER_RELAY_CA": str(authority.file)}
         for number in range(1, relays + 1):
             name = f"relay{number}"
             internet.add(name)
-            authority.sign(name, internet.address(name))
+            authority.issue(name, [internet.address(name)])
             self.start_relay(name)
         for name, nat in (("hub", hub_nat), ("near", spoke_nat), ("far", spoke_nat)):
             self.lans[name] = internet.add_lan(f"nat-{name}", nat, name)
@@ -146,7 +146,7 @@ def _ready(program: Program) -> None:
 @contextmanager
 def a_wan(folder: Path, *, hub: Nat = "port-keeping", spokes: Nat = "port-keeping", relays: int = 1) -> Iterator[Wan]:
     """With relays and hub running; nothing is left of it."""
-    check_rights("openssl")
+    check_rights()
     sweep()
     internet = Internet()
     try:
