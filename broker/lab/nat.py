@@ -186,8 +186,8 @@ class NatLab:
         self._relay = ("--relay", f"https://{address}:{RELAY}")
         cluster.add(
             Member("relay", "relay", f"{address}:{HTTP}",
-                   ["relay", "--bind", f"{address}:{RELAY}", "--tls-cert", str(issued.cert), "--tls-key", str(issued.key),
-                    "--http", f"{address}:{HTTP}", "--open", "--json"])
+                   ["relay", "--bind", f"{address}:{RELAY}", "--http", f"{address}:{HTTP}", "--open", "--json",
+                    "--tls-cert", str(issued.cert), "--tls-key", str(issued.key)])
         )  # fmt: skip
         ticket = cluster.ticket("hub")
         caller = ["--watch", str(self._watch), "--seconds", str(self._seconds), "--inflight", str(self._inflight)]
