@@ -102,17 +102,18 @@ class Probe:
         try:
             await self._spoke.call(OPERATION, {"n": 1}, timeout=CALL_TIMEOUT)
         except CallError as error:
-            self._fail(error.code, began)
-        except ConnectionLost:
-            self._fail("ConnectionLost", began)
+            self._fail(error.code, str(error), began)
+        except ConnectionLost as error:
+            self._fail("ConnectionLost", str(error), began)
         else:
             self._seconds.append(time.monotonic() - began)
 
-    def _fail(self, code: str, began: float) -> None:
+    def _fail(self, code: str, message: str, began: float) -> None:
         self._failed[code] += 1
         if self._failed[code] == 1:
             lasted = round(1000 * (time.monotonic() - began), 1)
-            self._say({"event": "failed", "code": code, "ms": self._now_ms(), "lasted_ms": lasted})
+            row = {"event": "failed", "code": code, "message": message, "ms": self._now_ms(), "lasted_ms": lasted}
+            self._say(row)
 
     def _report(self, seconds: float) -> None:
         done = sorted(self._seconds)

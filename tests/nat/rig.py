@@ -3,7 +3,9 @@ something breaks; and what must be true of that load whatever broke. Not here: w
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +17,8 @@ from broker.lab.internet import Internet, Lan, Nat, sweep
 from broker.lab.network import check_rights
 from tests.faults.gossiping import START, Place, Program, published, until
 
-__all__ = ["TOPIC", "Traffic", "Wan", "a_wan"]
+__all__ = ["Traffic", "Wan", "a_wan"]
 
-TOPIC = "nat.events"
 RATE = 100
 """Calls, and events, a second."""
 RELAY = 3340
@@ -70,28 +71,47 @@ class Wan(Place):
         ticket = f"@{self.folder / 'hub.ticket'}"
         return self.start(host, *command.split(), ticket, *args, input=input, **self._ca)
 
-    def traffic(self, seconds: float) -> Traffic:
-        """Goes when this returns, and for so long."""
-        return Traffic(self, round(seconds * RATE))
+    def traffic(self) -> Traffic:
+        """It flows when this returns, until `Traffic.ends`."""
+        number = next(self._numbers)
+        return Traffic(self, f"nat.events{number}", Feed(self.folder / f"{number}.fifo"))
+
+
+class Feed(threading.Thread):
+    """Lines for an author, RATE a second, through a named pipe: 1, 2, 3 and so on until it is stopped."""
+
+    def __init__(self, fifo: Path) -> None:
+        super().__init__(daemon=True)
+        os.mkfifo(fifo)
+        self.fifo, self.count = fifo, 0
+        self._stop_it = threading.Event()
+
+    def run(self) -> None:
+        with self.fifo.open("w", buffering=1) as pipe:
+            while not self._stop_it.wait(1 / RATE):
+                self.count += 1
+                pipe.write(f"{self.count}\n")
+
+    def stop(self) -> int:
+        """How many there were."""
+        self._stop_it.set()
+        self.join(START)
+        return self.count
 
 
 class Traffic:
     """Calls from ``near`` to ``far`` and events the same way, through the hub."""
 
-    def __init__(self, wan: Wan, events: int) -> None:
-        self._events = events
+    def __init__(self, wan: Wan, topic: str, feed: Feed) -> None:
+        self._feed = feed
         server = wan.spoke("far", "serve", "broker.lab.probe:app", "--json")
-        self._reader = wan.spoke(
-            "far", "sub", TOPIC, "--check", "--json", "--count", events, "--since", "start", "--log-level", "info"
-        )
+        self._reader = wan.spoke("far", "sub", topic, "--check", "--json", "--since", "start", "--log-level", "info")
         _ready(server)
         self._reader.says("subscribed to")
         self.caller = wan.spoke("near", "lab probe", "--watch", 0, "--rate", RATE)
-        lines = "".join(f"{number}\n" for number in range(1, events + 1))
-        self._author = wan.spoke(
-            "near", "pub", TOPIC, "--file", "-", "--rate", RATE, "--json", "--timeout", 150, input=lines
-        )
-        until(lambda: self._answered() and self._reader.lines(), START, lambda: self._words())
+        self._author = wan.spoke("near", "pub", topic, "--file", feed.fifo, "--json", "--timeout", 60)
+        feed.start()
+        until(lambda: self._answered() and self._reader.lines(), START, self._words)
 
     def _answered(self) -> bool:
         return any(row["event"] == "answer" for row in self.caller.rows())
@@ -118,24 +138,27 @@ class Traffic:
     def flows(self, within: float) -> None:
         """Events come again."""
         before = self.received()
-        until(lambda: self.received() >= min(before + RATE // 4, self._events), within, self._words)
+        until(lambda: self.received() >= before + RATE // 2, within, self._words)
 
     def ends(self, within: float = 60.0) -> dict[str, Any]:
         """All events are acknowledged, and none is lost: the verdict is complete or repaired. What the caller says of
         its calls."""
-        authors = dict([published(self._author, self._events, within)])
-        assert self._reader.status(within) == 0, self._reader.errors
+        count = self._feed.stop()
+        author, epoch = published(self._author, count, within)[0]
+        until(lambda: self.received() >= count, within, self._words)
+        self._reader.send(signal.SIGINT)
+        self._reader.status(within)
         rows = self._reader.rows()
         got = [row["detail"] for row in rows if "meta" in row]
-        assert got == list(range(1, self._events + 1)), "each once, in order"
+        assert got == list(range(1, count + 1)), "each once, in order"
         (verdict,) = [row for row in rows if row.get("event") == "verdict"]
-        assert (verdict["author"], verdict["epoch"]) in authors
+        assert (verdict["author"], verdict["epoch"]) == (author, epoch)
         assert verdict["verdict"].partition("(")[0] in ("complete", "repaired"), verdict
         self.caller.send(signal.SIGTERM)
         assert self.caller.status(within) == 0, self.caller.errors
         (calls,) = [row for row in self.caller.rows() if row["event"] == "calls"]
         assert calls["left_out"] == 0
-        return dict(calls)
+        return {**calls, "said": [row for row in self.caller.rows() if row["event"] != "calls"]}
 
 
 def _ready(program: Program) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.lab.internet import Nat
-from tests.nat.rig import Traffic, a_wan
+from tests.nat.rig import Traffic, Wan, a_wan
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
@@ -27,7 +26,7 @@ def _no_call_failed(traffic: Traffic) -> None:
 
 def test_the_relay_takes_over_when_the_direct_path_is_cut_and_gives_it_back(tmp_path: Path) -> None:
     with a_wan(tmp_path) as wan:
-        traffic = wan.traffic(20)
+        traffic = wan.traffic()
         traffic.wait_path("direct", SOON)
         wan.lans["near"].refuse(wan.internet.address("nat-hub"))
         traffic.wait_path("relay", SOON)
@@ -39,7 +38,7 @@ def test_the_relay_takes_over_when_the_direct_path_is_cut_and_gives_it_back(tmp_
 
 def test_a_router_forgets_its_flows_and_goes_on_from_new_ports(tmp_path: Path) -> None:
     with a_wan(tmp_path) as wan:
-        traffic = wan.traffic(15)
+        traffic = wan.traffic()
         traffic.wait_path("direct", SOON)
         wan.lans["near"].rebind()
         traffic.flows(SOON)
@@ -50,7 +49,7 @@ def test_a_router_forgets_its_flows_and_goes_on_from_new_ports(tmp_path: Path) -
 
 def test_a_spokes_address_changes(tmp_path: Path) -> None:
     with a_wan(tmp_path) as wan:
-        traffic = wan.traffic(12)
+        traffic = wan.traffic()
         traffic.wait_path("direct", SOON)
         wan.lans["near"].move("near")
         traffic.flows(SOON)
@@ -60,7 +59,7 @@ def test_a_spokes_address_changes(tmp_path: Path) -> None:
 
 def test_the_hubs_own_address_changes_and_then_its_routers(tmp_path: Path) -> None:
     with a_wan(tmp_path) as wan:
-        traffic = wan.traffic(20)
+        traffic = wan.traffic()
         traffic.wait_path("direct", SOON)
         wan.lans["hub"].move("hub")
         traffic.flows(SOON)
@@ -71,35 +70,53 @@ def test_the_hubs_own_address_changes_and_then_its_routers(tmp_path: Path) -> No
         _no_call_failed(traffic)
 
 
-@pytest.mark.parametrize("nat", ["port-keeping", "symmetric"])
-def test_the_relay_is_stopped_and_started(tmp_path: Path, nat: Nat) -> None:
-    """Who is on a direct path does not notice; who is on the relay waits for it."""
-    with a_wan(tmp_path, hub=nat, spokes=nat) as wan:
-        traffic = wan.traffic(12)
-        traffic.wait_path("direct" if nat == "port-keeping" else "relay", SOON)
-        wan.relays["relay1"].send(signal.SIGTERM)
-        wan.relays["relay1"].status(SOON)
-        if nat == "port-keeping":
-            traffic.flows(2.0)
+def test_who_is_on_a_direct_path_does_not_miss_the_relay(tmp_path: Path) -> None:
+    with a_wan(tmp_path) as wan:
+        traffic = wan.traffic()
+        traffic.wait_path("direct", SOON)
+        wan.relays["relay1"].kill()
+        for _ in range(3):
+            traffic.flows(SOON)
+        assert traffic.path == "direct"
         wan.start_relay("relay1")
         traffic.flows(SOON)
         _no_call_failed(traffic)
 
 
+def test_who_needs_the_relay_goes_on_when_it_is_there_again(tmp_path: Path) -> None:
+    """Calls can fail meanwhile: there is no way."""
+    with a_wan(tmp_path, hub="symmetric", spokes="symmetric") as wan:
+        traffic = wan.traffic()
+        traffic.wait_path("relay", SOON)
+        wan.relays["relay1"].send(signal.SIGTERM)
+        wan.relays["relay1"].status(SOON)
+        wan.start_relay("relay1")
+        traffic.flows(SOON)
+        _calls_go(wan)
+        traffic.ends()
+
+
 def test_one_relay_of_two_is_stopped_for_ever(tmp_path: Path) -> None:
+    """Whichever of them all are at home on."""
     with a_wan(tmp_path, hub="symmetric", spokes="symmetric", relays=2) as wan:
         for name in ("relay1", "relay2"):
-            traffic = wan.traffic(15)
+            traffic = wan.traffic()
             traffic.wait_path("relay", SOON)
             wan.relays[name].kill()
             traffic.flows(2 * SOON)
+            _calls_go(wan)
             traffic.ends()
             wan.start_relay(name)
 
 
+def _calls_go(wan: Wan) -> None:
+    call = wan.spoke("near", "call", "lab.echo", '{"n": 7}')
+    assert (call.status(SOON), call.rows()) == (0, [7]), call.errors
+
+
 def test_a_hub_behind_nat_is_killed_and_started_again(tmp_path: Path) -> None:
     with a_wan(tmp_path) as wan:
-        traffic = wan.traffic(20)
+        traffic = wan.traffic()
         traffic.wait_path("direct", SOON)
         wan.hub_program.kill()
         wan.start_hub()
