@@ -17,7 +17,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from broker.errors import CallError, ExecutionFailed, call_error
+from broker.errors import CallError, EventTooLarge, ExecutionFailed, call_error
 from broker.protocol import caller
 from broker.protocol.codec import request_id_of
 
@@ -218,9 +218,13 @@ class Calls:
                 continue
             self.again += 1
             detail = {**detail, "timeoutMs": int(left), "again": {**again, "requestId": request_id}}
-            if not self._send("call.requested", detail):
-                why = "the direct connection was lost, and there is no hub to ask again by way of"
-                self._apply(self._caller.fail(request_id, why))
+            why = "there is no hub to ask again by way of"
+            try:
+                if self._send("call.requested", detail):
+                    continue
+            except EventTooLarge as error:  # with what was added
+                why = str(error)
+            self._apply(self._caller.fail(request_id, f"the direct connection was lost, and {why}"))
 
     # Inside.
 

@@ -144,6 +144,20 @@ async def test_what_is_not_kept_any_more_may_have_run_and_is_told_so(monkeypatch
         assert all.shop.ran == {"a": 1}
 
 
+async def test_a_call_that_is_too_large_to_be_asked_again_fails_and_the_others_go_on() -> None:
+    async with two() as all:
+        deaf(all.sells, "call.requested")
+        most = all.asks.options.max_frame_bytes
+        large = asyncio.create_task(all.asks.call("shop.get", {"sku": "x" * (most - 200)}))
+        small = asyncio.create_task(all.asks.call("shop.get", {"sku": "a"}))
+        await until(lambda: all.asks.direct_counts()["asked"] == 2)
+        cut(all.asks)
+        with pytest.raises(ExecutionFailed, match=r"the direct connection was lost, and .* the limit") as error:
+            await large
+        assert error.value.retryable
+        assert await small == "A"
+
+
 async def test_without_the_other_spoke_or_without_a_hub_the_caller_hears_the_retryable_error() -> None:
     async with two() as all:
         call = asyncio.create_task(all.asks.call("shop.held", {"sku": "a"}))
