@@ -165,6 +165,7 @@ class Endpoint:
         frame_timeout: float = 30.0,
         idle_timeout: float = 15.0,
         gossip_message_bytes: int = 0,
+        lookup: str = "",
     ) -> Endpoint:
         """Binds ``bind`` (``ip:port``, ``[v6]:port``; port 0 is a free one) and contacts nobody, unless relays are
         given. Those are asked by QUIC for this endpoint's public address, at the UDP port of their URL (7842 for one
@@ -181,6 +182,8 @@ class Endpoint:
         ``accept`` every incoming connection is refused. ``gossip_message_bytes``: the size of a gossip message, the
         same in the whole realm (512 to 65,536; 0: this endpoint does not gossip). With it ``/iroh-gossip/1`` is
         accepted, from the peers of :meth:`admit_peers` alone.
+        ``lookup``: URL of a pkarr service. Peers whose addresses are not known are asked for there, and with ``accept``
+        this endpoint says there where it is; empty, nobody is asked or told.
         Raises broker.errors.BindError (names the address), ValueError for malformed arguments."""
 
     @property
@@ -246,11 +249,14 @@ class Endpoint:
         max_frame_bytes. ``lane`` is CALLS unless given. A lane with nothing queued takes any single send whose payloads
         are within max_frame_bytes."""
 
-    def send_datagram(self, conn: int, payload: bytes) -> None:
-        """One QUIC datagram, no order, no repair. broker.errors.EventTooLarge names the path's limit (0: the peer takes
-        none). Loss is not reported, nor that the connection is gone."""
+    def send_datagram(self, conn: int, payload: bytes) -> bool:
+        """One QUIC datagram, no order, no repair. True: QUIC sends it once, and whether it arrives nobody is told.
+        False: the connection is gone, or QUIC holds 256 KiB of its datagrams already. broker.errors.EventTooLarge names
+        the path's limit (0: the peer takes none)."""
 
-    def max_datagram_size(self, conn: int) -> int | None: ...
+    def max_datagram_size(self, conn: int) -> int | None:
+        """What one datagram holds on this connection's path now. None: the peer takes none, or it is gone."""
+
     def group(self) -> Group:
         """A new, empty set of this endpoint's connections for fan-out."""
 
@@ -305,7 +311,9 @@ class Endpoint:
     def counters(self) -> dict[str, int]:
         """Totals since bind: accepted, dialled, refused_not_admitted, refused_banned, bad_frames, stream_timeouts,
         frame_timeouts, second_streams, frames_in, frames_out, bytes_in, bytes_out, wakeups, drained_items, lane_full,
-        datagrams_in, datagrams_out, datagrams_dropped, connections_opened, connections_closed (of all protocols),
+        datagrams_in, datagrams_out, datagrams_dropped (received, and no room for it), datagrams_full,
+        datagrams_too_large, datagrams_unsupported (not sent, and why), connections_opened, connections_closed (of all
+        protocols),
         udp_datagrams_in, udp_batches_in (received with one system call), holepunch_attempts, relay_connects,
         relay_connects_failed, relay_disconnects, relay_bytes_in, relay_bytes_out, direct_bytes_in,
         direct_bytes_out, paths_to_direct, paths_to_relay (framed connections that went over), gossip_dials_failed,
@@ -334,6 +342,10 @@ class Group:
         """Queues the payloads on every member's TOPICS lane: framed once, one shared buffer, all or none for each
         member. Returns the members whose lane was full: they got nothing, and have left the group (DRAINED follows
         when there is room)."""
+
+    def datagram(self, payload: bytes) -> tuple[int, int]:
+        """One datagram to every member: how many QUIC sends, and how many were left out, each counted in
+        Endpoint.counters (datagrams_full, datagrams_too_large, datagrams_unsupported). Nobody leaves the group."""
 
 @final
 class Relay:

@@ -27,6 +27,7 @@ from broker.config_values import (
     HttpAddress,
     NodeId,
     OperationPatterns,
+    PkarrUrl,
     RelayUrl,
     ScopeName,
     Seconds,
@@ -198,6 +199,8 @@ class HubConfig(Table):
     """Relays to be reachable through. They stand in the ticket."""
     relay_ca: Path | None = None
     """PEM file of the authorities that sign the relays' certificates; without it those that browsers believe."""
+    lookup: PkarrUrl | None = None
+    """URL of a pkarr service where the hub says where it is, and asks where NodeIds are that it dials."""
     ticket_file: Path | None = None
     """Gets the ticket once the hub accepts connections."""
     dial: tuple[str, ...] = ()

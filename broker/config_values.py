@@ -21,6 +21,7 @@ __all__ = [
     "HttpAddress",
     "NodeId",
     "OperationPatterns",
+    "PkarrUrl",
     "RelayUrl",
     "ScopeName",
     "Seconds",
@@ -103,12 +104,19 @@ def scope_name(text: str) -> str:
     return text
 
 
+def _pkarr_url(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", text):
+        raise ValueError(f"{text!r} is not the URL of a pkarr service, as in https://dns.example.org/pkarr")
+    return text
+
+
 NodeId = Annotated[str, AfterValidator(_node_id)]
 ScopeName = Annotated[str, AfterValidator(scope_name)]
 TopicPattern = Annotated[str, AfterValidator(_topic_pattern)]
 TopicPatterns = tuple[TopicPattern, ...]
 CarrierChoice = Literal["auto", "stream", "gossip"]
 OperationPatterns = tuple[Annotated[str, AfterValidator(_operation_pattern)], ...]
+PkarrUrl = Annotated[str, AfterValidator(_pkarr_url)]
 RelayUrl = Annotated[str, AfterValidator(relay_url)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=100_000_000)]

@@ -13,7 +13,8 @@ class Event(NamedTuple):
     type: str
     detail: Any
     meta: dict[str, Any]
-    """``author`` (NodeId), ``epoch``, ``seq`` and what else came with it."""
+    """``author`` (NodeId), ``epoch``, ``seq`` and what else came with it. Of a datagram ``carrier`` says so, and there
+    is neither ``epoch`` nor ``seq``."""
 
     @property
     def author(self) -> str:
@@ -22,3 +23,8 @@ class Event(NamedTuple):
     @property
     def seq(self) -> int:
         return int(self.meta.get("seq", 0))
+
+    @property
+    def reliable(self) -> bool:
+        """It has its place in a sequence, of which a verdict speaks. False for a datagram."""
+        return "seq" in self.meta

@@ -27,7 +27,6 @@ from broker.cli.options import (
     RelayCaOption,
     RelaysOption,
     TicketArgument,
-    check_carrier,
     read_ticket,
 )
 from broker.cli.output import LineWriter
@@ -68,7 +67,10 @@ def bench(
     log_format: LogFormatOption = None,
 ) -> int:
     """Measures calls (to a spoke in a process of its own) and events through a hub: rates, percentiles, losses."""
-    check_carrier(carrier)
+    if carrier == "datagram":
+        raise UsageError(
+            "bench counts to the last event, and nobody acknowledges a datagram; auto, stream and gossip go"
+        )
     if native and carrier == "gossip":
         raise UsageError("--native subscribers count what comes by stream: leave out --native or --carrier gossip")
     common = Common.start(json, log_level, log_format, connect_timeout=connect_timeout, relay=relay, relay_ca=relay_ca)

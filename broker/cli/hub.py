@@ -55,10 +55,16 @@ def hub(
     relay_ca: Annotated[
         Path | None, _flag("--relay-ca", "F", "PEM file of who signs the relays' certificates; the web's if not given.")
     ] = None,
+    lookup: Annotated[
+        str | None, _flag("--lookup", "URL", "A pkarr service: says there where it is, asks there for NodeIds to dial.")
+    ] = None,
     ticket_file: Annotated[Path | None, _flag("--ticket-file", "F", "Gets the ticket once the hub accepts.")] = None,
     join: Annotated[str | None, _flag("--join", "TICKET", "Joins the realm of another hub.")] = None,
     dial: Annotated[
-        list[str] | None, _flag("--dial", "TICKET", "A spoke (`serve --listen`) to dial. Repeatable.")
+        list[str] | None,
+        _flag(
+            "--dial", "TICKET", "A spoke (`serve --listen`) to dial, or the NodeId of one dialled before. Repeatable."
+        ),
     ] = None,
     open_: Annotated[
         bool | None,
@@ -84,6 +90,7 @@ def hub(
             "http": http,
             "relays": relay,
             "relay_ca": relay_ca,
+            "lookup": lookup,
             "ticket_file": ticket_file,
             "join": join,
             "dial": dial,

@@ -33,7 +33,6 @@ __all__ = [
     "RelaysOption",
     "SpokeName",
     "TicketArgument",
-    "check_carrier",
     "read_json",
     "read_ticket",
     "relay_urls",
@@ -164,12 +163,6 @@ class Common:
     def plain(self, writer: LineWriter) -> bool:
         """Whether output is for programs: asked for, or no terminal to look at."""
         return self.json or not writer.terminal
-
-
-def check_carrier(carrier: Carrier) -> None:
-    """Raises for one that comes with a later version."""
-    if carrier == "datagram":
-        raise UsageError(f"the carrier {carrier} is not there yet; auto, stream and gossip are")
 
 
 def relay_urls(options: list[str] | None) -> tuple[str, ...]:

@@ -68,6 +68,26 @@ def serve(
     ] = None,
     relay: RelaysOption = None,
     relay_ca: RelayCaOption = None,
+    lookup: Annotated[
+        str | None,
+        typer.Option(
+            "--lookup",
+            envvar="BROKER_LOOKUP",
+            metavar="URL",
+            help="A pkarr service where it looks for its hub, and with --listen says where it is.",
+            show_default=False,
+        ),
+    ] = None,
+    address_book: Annotated[
+        Path | None,
+        typer.Option(
+            "--address-book",
+            envvar="BROKER_ADDRESS_BOOK",
+            metavar="F",
+            help="Keeps where its hub was last, for the next start.",
+            show_default=False,
+        ),
+    ] = None,
     drain_timeout: DrainTimeout = 10.0,
     json: Json = False,
     log_level: LogLevelOption = None,
@@ -86,13 +106,9 @@ def serve(
         raise UsageError("nothing to offer: give MODULE:APP or --exec NAME=COMMAND")
     secret = keys.load(key) if key is not None else None
     spoke = _spoke(module)
-    options = replace(
-        spoke.options,
-        accept=listen,
-        bind=bind or spoke.options.bind,
-        relays=relay_urls(relay) or spoke.options.relays,
-        relay_ca=relay_ca or spoke.options.relay_ca,
-    )
+    given: dict[str, Any] = {"bind": bind, "relays": relay_urls(relay) or None, "relay_ca": relay_ca, "lookup": lookup}
+    given |= {"accept": listen, "address_book": address_book}
+    options = replace(spoke.options, **{key: value for key, value in given.items() if value is not None})
     spoke.configure(name=name, secret=secret, options=options)
     offer_commands(spoke, execs or [], exec_streams or [])
     server = _Server(spoke, LineWriter(), json, drain_timeout)

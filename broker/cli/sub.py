@@ -24,7 +24,6 @@ from broker.cli.options import (
     RelayCaOption,
     RelaysOption,
     TicketArgument,
-    check_carrier,
 )
 from broker.cli.output import LineWriter, dumps, note, table
 from broker.cli.running import INTERRUPTED, run, stop_signal
@@ -85,8 +84,8 @@ def sub(
     log_level: LogLevelOption = None,
     log_format: LogFormatOption = None,
 ) -> int:
-    """Prints events, one a line, until the count or the time is reached. With --check, status 1 if any were lost."""
-    check_carrier(carrier)
+    """Prints events, one a line, until the count or the time is reached. With --check, status 1 if any were lost.
+    Datagrams come too, without a number; --carrier datagram prints them alone."""
     if carrier == "gossip" and (wild := [topic for topic in topics if "*" in topic or ">" in topic]):
         raise UsageError(
             f"--carrier gossip takes the names of topics, not the pattern {wild[0]}; without it patterns work"
@@ -179,9 +178,11 @@ class _Reader:
         """How many events are lost."""
         verdicts = self._events.verdicts
         if self._plain:
-            await self._writer.lines(map(_verdict_row, verdicts))
+            await self._writer.lines([*map(_verdict_row, verdicts), *_datagram_rows(self._events)])
         else:
             await self._writer.text(_verdict_table(verdicts))
+            for row in _datagram_rows(self._events):
+                note(f"{row['datagrams']} datagrams came, {row['dropped']} of them too fast for this reader")
         if lost := _lost(verdicts):
             note(f"{lost} events are lost: {WHY_LOST}")
         return lost
@@ -202,7 +203,7 @@ def _pretty(event: Event) -> Text:
         (when, "dim"),
         " ",
         (event.type, "bold cyan"),
-        (f" {event.author[:8]}#{event.seq} ", "dim"),
+        (f" {event.author[:8]}{f'#{event.seq}' if event.reliable else ' datagram'} ", "dim"),
         dumps(event.detail)[:-1].decode(),
     )
 
@@ -220,6 +221,13 @@ def _verdict_row(verdict: Verdict) -> dict[str, Any]:
         "missing": [list(span) for span in verdict.missing],
         "verdict": verdict.word,
     }
+
+
+def _datagram_rows(events: Subscription) -> list[dict[str, Any]]:
+    """They are in no sequence: one row for all of them, if any came or were asked for."""
+    if not events.datagrams and not events.only_datagrams:
+        return []
+    return [{"event": "datagrams", "datagrams": events.datagrams, "dropped": events.datagrams_dropped}]
 
 
 def _verdict_table(verdicts: list[Verdict]) -> Any:

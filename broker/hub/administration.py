@@ -1,4 +1,5 @@
-"""Administration while the hub runs: hub.invite, hub.ban, hub.unban, hub.kick, hub.admissions.
+"""Administration while the hub runs: hub.invite, hub.ban, hub.unban, hub.kick, hub.admissions, hub.dial, hub.undial,
+hub.dials.
 
 They are operations like any other: whoever can call can administer, if its NodeId is an administrator's.
 Not here: what the lists do (admission.py), the commands (cli/admit.py).
@@ -11,8 +12,9 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
-from broker.errors import AccessDenied, ValidationFailed
+from broker.errors import AccessDenied, TicketError, Unreachable, ValidationFailed
 from broker.hub.admission import DEFAULT_TTL, MAX_SCOPES
+from broker.hub.dialling import Dialling
 from broker.hub.operations import Handler, HubOperations
 from broker.hub.router import Router
 from broker.protocol.registration import Kind
@@ -35,6 +37,13 @@ _NODE_INPUT: Final = {
     "properties": {"node_id": {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"}},
     "required": ["node_id"],
 }
+_DIAL_INPUT: Final = {
+    "type": "object",
+    "properties": {
+        "ticket": {"type": "string", "description": "of a spoke that listens"},
+        "node_id": {"type": "string", "pattern": "^[0-9a-fA-F]{64}$", "description": "of one that the hub has dialled"},
+    },
+}
 _INVITE_INPUT: Final = {
     "type": "object",
     "properties": {
@@ -44,7 +53,9 @@ _INVITE_INPUT: Final = {
 }
 
 
-def administer(operations: HubOperations, router: Router, ticket: Callable[[str | None], Ticket]) -> None:
+def administer(
+    operations: HubOperations, router: Router, ticket: Callable[[str | None], Ticket], dialling: Dialling
+) -> None:
     """Adds the operations. ``ticket`` makes the hub's ticket with an invite's secret."""
     admission = router.admission
 
@@ -72,12 +83,25 @@ def administer(operations: HubOperations, router: Router, ticket: Callable[[str 
         node_id = _node_of(input)
         return {"node_id": node_id, "connections": router.kick(node_id, "kicked by an administrator")}
 
+    def dial(input: Any, _: str) -> dict[str, Any]:
+        try:
+            place = dialling.place_of(_whom(input))
+            dialling.keep(place)
+        except (TicketError, Unreachable) as error:
+            raise ValidationFailed(str(error)) from None
+        dialling.book.keep(place.node_id, True)
+        return {"node_id": place.node_id, "durable": dialling.book.durable}
+
+    def undial(input: Any, _: str) -> dict[str, Any]:
+        node_id = _node_of(input)
+        return {"node_id": node_id, "changed": dialling.end(node_id), "durable": dialling.book.durable}
+
     def add(id: str, description: str, schema: dict[str, Any] | None, handler: Handler) -> None:
         def checked(input: Any, caller: str) -> Any:
             if not admission.policy.administers(caller):
                 raise AccessDenied(WHO_MAY.format(id))
             if schema is not None:
-                log.info("%s by %s: %s", id, caller[:10], input)
+                log.info("%s by %s: %s", id, caller[:10], _shown(input))
             return handler(input, caller)
 
         kind: Kind = "mutation" if schema is not None else "query"
@@ -87,6 +111,9 @@ def administer(operations: HubOperations, router: Router, ticket: Callable[[str 
     add("hub.ban", "ends a NodeId's connections and refuses it from now on", _NODE_INPUT, ban)
     add("hub.unban", "takes a ban back", _NODE_INPUT, unban)
     add("hub.kick", "ends a NodeId's connections; it may come back", _NODE_INPUT, kick)
+    add("hub.dial", "keeps a connection to a spoke that listens", _DIAL_INPUT, dial)
+    add("hub.undial", "ends that, and the connection", _NODE_INPUT, undial)
+    add("hub.dials", "whom this hub dials", None, lambda _, __: dialling.rows()[:MOST_ROWS])
     add("hub.admissions", "who is admitted, banned and invited", None, lambda _, __: admission.listing(MOST_ROWS))
 
 
@@ -95,6 +122,20 @@ def _node_of(input: Any) -> str:
     if not isinstance(node_id, str) or not _NODE_ID.fullmatch(node_id.lower()):
         raise ValidationFailed("node_id is needed: 64 hex digits, as `broker ls TICKET spokes --json` shows them")
     return node_id.lower()
+
+
+def _whom(input: Any) -> str:
+    """A ticket or a NodeId."""
+    given = input if isinstance(input, dict) else {}
+    whom = given.get("ticket") or given.get("node_id")
+    if not isinstance(whom, str):
+        raise ValidationFailed("ticket is needed, of a spoke that listens, or node_id, of one that was dialled before")
+    return whom
+
+
+def _shown(input: Any) -> Any:
+    """For the log: who has a ticket may be that spoke's hub."""
+    return {**input, "ticket": "..."} if isinstance(input, dict) and "ticket" in input else input
 
 
 def _invite_of(input: Any) -> tuple[tuple[str, ...], float]:

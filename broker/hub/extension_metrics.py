@@ -36,7 +36,6 @@ DIRECTIONS: Final = ("in", "out")
 COUNTERS: Final = {
     "full_queues": ("lane_full", "Times a connection's queue had no room for what was to be sent."),
     "silent_connections": ("stream_timeouts", "Connections closed because they did not say anything in time."),
-    "datagrams_dropped": ("datagrams_dropped", "Datagrams that found no room here."),
     "quic_connections_opened": ("connections_opened", "QUIC connections that were made, of every protocol."),
     "quic_connections_closed": ("connections_closed", "QUIC connections that have ended."),
     "udp_datagrams_received": ("udp_datagrams_in", "UDP datagrams received."),
@@ -55,6 +54,13 @@ BY_DIRECTION: Final = {
     "stream_bytes": ("bytes", "Their bytes, with their headers."),
     "datagrams": ("datagrams", "Unreliable events."),
 }
+DATAGRAMS_DROPPED: Final = {
+    ("in", "no_room"): "datagrams_dropped",
+    ("out", "no_room"): "datagrams_full",
+    ("out", "too_large"): "datagrams_too_large",
+    ("out", "unsupported"): "datagrams_unsupported",
+}
+"""(direction, reason): name of the counter. ``out``: one for each receiver that was left out."""
 QUIC: Final = {
     "quic_packets_sent": ("packets_out", "QUIC packets sent, those left out that only acknowledge."),
     "quic_packets_lost": ("packets_lost", "QUIC packets that were declared lost."),
@@ -76,14 +82,18 @@ RUNTIME_TOTALS: Final = {
 }
 
 
-def extension_families(counters: Mapping[str, int], overview: ext.Overview | None) -> Iterator[Metric]:
-    """``counters``: of ``Endpoint.counters``. Without an overview, those alone."""
+def extension_families(
+    counters: Mapping[str, int], overview: ext.Overview | None, datagrams_refused: Mapping[str, int] | None = None
+) -> Iterator[Metric]:
+    """``counters``: of ``Endpoint.counters``. Without an overview, those alone. ``datagrams_refused``: by reason, what
+    came to Python and went no further."""
     for name, (counter, text) in COUNTERS.items():
         yield CounterMetricFamily(f"broker_{name}", text, value=counters.get(counter, 0))
     for name, (counter, text) in BY_DIRECTION.items():
         yield _labelled(name, text, "direction", {way: counters.get(f"{counter}_{way}", 0) for way in DIRECTIONS})
     changes = {to: counters.get(f"paths_to_{to}", 0) for to in ("direct", "relay")}
     yield _labelled("path_changes", "Connections that went over to another kind of path.", "to", changes)
+    yield _datagrams_dropped(counters, datagrams_refused or {})
     yield from _gossip(counters)
     if overview is not None:
         yield from _quic(overview)
@@ -95,6 +105,16 @@ def _labelled(name: str, text: str, label: str, values: Mapping[str, int]) -> Me
     family = CounterMetricFamily(f"broker_{name}", text, labels=(label,))
     for value, count in values.items():
         family.add_metric((value,), count)
+    return family
+
+
+def _datagrams_dropped(counters: Mapping[str, int], refused: Mapping[str, int]) -> Metric:
+    text = "Datagrams that came and were not passed on, and receivers that did not get one."
+    family = CounterMetricFamily("broker_datagrams_dropped", text, labels=("direction", "reason"))
+    for (way, reason), counter in DATAGRAMS_DROPPED.items():
+        family.add_metric((way, reason), counters.get(counter, 0))
+    for reason, count in refused.items():
+        family.add_metric(("in", reason), count)
     return family
 
 

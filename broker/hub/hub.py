@@ -1,4 +1,5 @@
-"""A hub's life: identity, endpoint, HTTP port, dials, and an orderly end. What it does meanwhile is router.py.
+"""A hub's life: identity, endpoint, HTTP port, and an orderly end. What it does meanwhile is router.py, whom it dials
+dialling.py.
 
 async with Hub(HubConfig(open=True)) as hub:
     print(hub.ticket)
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import secrets
 from collections import Counter
 from contextlib import AsyncExitStack
@@ -17,11 +17,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from broker import _gossip_ext as ext
+from broker.address_book import AddressBook
 from broker.border import attach
 from broker.config import HubConfig, split_address
-from broker.errors import BindError, ConfigError, TicketError
+from broker.errors import BindError, ConfigError, TicketError, Unreachable
 from broker.hub.administration import administer
 from broker.hub.admission import Admission
+from broker.hub.dialling import Dialling
 from broker.hub.extension_metrics import RTT_BUCKETS
 from broker.hub.http import serve_http
 from broker.hub.joining import join_realm
@@ -30,6 +32,7 @@ from broker.hub.operations import HubOperations
 from broker.hub.realm import Realm
 from broker.hub.relay_watch import RelayWatch
 from broker.hub.router import Router
+from broker.hub.whereabouts import watch_places
 from broker.keys import (
     HubState,
     admin_key_path,
@@ -50,9 +53,10 @@ __all__ = ["Hub"]
 
 log = logging.getLogger("broker.hub")
 
-DIAL_BACKOFF_FIRST, DIAL_BACKOFF_MOST = 0.2, 30.0
 RETURN_TIME = 10.0
 """Seconds in which the spokes of a killed hub notice (limits.idle_timeout) and come back to the restarted one."""
+ADDRESS_FILE = "peers.json"
+"""In the data directory: where those are that the hub dials."""
 CLOSE_TIMEOUT = 6.0
 """For peers to hear that the hub goes, and the port to be free: QUIC drains 3 s where a peer died in a handshake."""
 DRAIN_POLL = 0.02
@@ -73,8 +77,7 @@ class Hub:
         self._draining = self._restarted = False
         self._relay_watch: RelayWatch | None = None
         self._done = asyncio.Event()
-        self._dials: dict[int, Ticket] = {}
-        self._attempts: dict[int, int] = {}
+        self._dialling: Dialling | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -109,6 +112,26 @@ class Hub:
     def close(self) -> None:
         """Ends :meth:`serve_forever`. Leaving the block closes the connections."""
         self._done.set()
+
+    def dial(self, whom: str | Ticket) -> str:
+        """Keeps a connection to a spoke that listens: the ticket that it printed, or the NodeId of one that the address
+        book knows. Returns its NodeId. It is dialled again whenever it goes away, and with a data directory after a
+        restart too, until :meth:`undial`. TicketError, and Unreachable for a NodeId of which nothing is known."""
+        dialling = self._dials
+        place = dialling.place_of(whom)
+        dialling.keep(place)
+        dialling.book.keep(place.node_id, True)
+        return place.node_id
+
+    def undial(self, node_id: str) -> bool:
+        """It is dialled no more, and its connection ends. False: it was not dialled."""
+        return self._dials.end(node_id.strip().lower())
+
+    @property
+    def _dials(self) -> Dialling:
+        if self._dialling is None or not self.ready:
+            raise RuntimeError("the hub is not running; use it as `async with Hub(config) as hub:`")
+        return self._dialling
 
     async def drain(self, timeout: float | None = None) -> dict[str, int]:
         """Stops accepting, lets calls and queues run empty, and returns what was left at the deadline:
@@ -146,15 +169,14 @@ class Hub:
         )
         router = self._router = Router(endpoint, config, metrics, admission, await self._realm(endpoint))
         links = router.links
-        links.own, links.dial, links.on_change = lambda: self._ticket(None), self._dial, self._write_ticket
+        dialling = self._dialling = self._dialler(router)
+        links.own, links.dial, links.on_change = lambda: self._ticket(None), dialling.keep, self._write_ticket
         operations = HubOperations(router)
-        administer(operations, router, self._ticket)
+        administer(operations, router, self._ticket, dialling)
         router.introductions.begin(operations, lambda message: ext.sign(secret, message))
         if self._restarted:
             router.topics.places.expect(RETURN_TIME)
         router.bind_loop(asyncio.get_running_loop())
-        router.on_dialled = self._dialled
-        router.secret_of_dial = lambda token: self._dials[token].secret if token in self._dials else None
         self._stack.callback(router.stop)
         self._stack.callback(attach(endpoint, router, router.swarms if config.gossip.enabled else None))
         lag = asyncio.create_task(watch_loop_lag(metrics.loop_lagged), name="broker-loop-lag")
@@ -164,6 +186,8 @@ class Hub:
             metrics.registry.register(watch)
             watching = asyncio.create_task(watch.run(), name="broker-relay-watch")
             self._stack.push_async_callback(_cancelled, watching)
+        moving = asyncio.create_task(watch_places(lambda: (endpoint.addrs(), endpoint.relay_urls()), self._moved))
+        self._stack.push_async_callback(_cancelled, moving)
         if config.http:
             told = self._relay_watch.told if self._relay_watch is not None else dict
             self.http_address = await self._stack.enter_async_context(
@@ -173,8 +197,22 @@ class Hub:
             )
         self._announce(endpoint)
         router.links.start()
-        for text in config.dial:
-            self._dial(Ticket.decode(text))
+        self._dial_listed(dialling)
+
+    def _dialler(self, router: Router) -> Dialling:
+        config = self.config
+        book = AddressBook(None if config.data is None else config.data / ADDRESS_FILE)
+        dialling = Dialling(router, book, relays=tuple(config.relays), lookup=config.lookup is not None)
+        self._stack.callback(dialling.stop)
+        return dialling
+
+    def _dial_listed(self, dialling: Dialling) -> None:
+        """The spokes of the config, and those that were told to :meth:`dial`."""
+        try:
+            for place in (*map(dialling.place_of, self.config.dial), *dialling.book.kept()):
+                dialling.keep(place)
+        except (TicketError, Unreachable) as error:
+            raise ConfigError(str(error), key="dial") from None
 
     async def _realm(self, endpoint: ext.Endpoint) -> Realm:
         """This hub's own, or the one that it joins: then it waits for a hub of that realm, the first time."""
@@ -231,6 +269,7 @@ class Hub:
             bind=bind,
             relay_urls=list(self.config.relays),
             relay_ca=read_authorities(self.config.relay_ca),
+            lookup=self.config.lookup or "",
             accept=True,
             max_frame_bytes=limits.max_frame_bytes,
             calls_queue_bytes=limits.calls_queue_bytes,
@@ -256,6 +295,13 @@ class Hub:
                 key="ticket_file",
             ) from None
 
+    def _moved(self) -> None:
+        """At other addresses than before: spokes are told, and so is whoever reads the ticket."""
+        self.router.registrations.moved()
+        self.router.links.changed()
+        self.router.settle()
+        self._write_ticket()
+
     def _write_ticket(self) -> None:
         self.ticket = self._ticket(None).encode()
         if self.config.ticket_file is not None:
@@ -263,7 +309,7 @@ class Hub:
 
     def _addresses_changed(self) -> None:
         try:
-            self._write_ticket()
+            self._moved()
         except OSError as error:
             log.error("the ticket with the new addresses cannot be written: %s", error)
 
@@ -277,37 +323,6 @@ class Hub:
             secret=secret,
             others=tuple(self.router.swarms.realm.others.values()),
         )
-
-    # Dialling spokes.
-
-    def _dial(self, ticket: Ticket) -> None:
-        token = random.getrandbits(62)
-        self._dials[token] = ticket
-        self._attempts[token] = 0
-        self.router.endpoint.dial(token, ticket.node_id, list(ticket.addrs), list(ticket.relays))
-
-    def _dialled(self, token: int, failure: str | None) -> None:
-        """A dialled spoke is there (None), or is not (any more): then it is dialled again, with full jitter."""
-        ticket = self._dials.get(token)
-        if ticket is None:
-            return
-        if failure is None:
-            self._attempts[token] = 0
-            return
-        attempt = self._attempts[token]
-        self._attempts[token] = min(attempt + 1, 16)
-        delay = random.uniform(0, min(DIAL_BACKOFF_FIRST * 2**attempt, DIAL_BACKOFF_MOST))
-        log.info("dialling %s again in %.1f s: %s", ticket.node_id[:10], delay, failure)
-        asyncio.get_running_loop().call_later(delay, self._redial, token)
-
-    def _redial(self, token: int) -> None:
-        ticket = self._dials.get(token)
-        if ticket is None or self._done.is_set():
-            return
-        if self.router.links.connected(ticket.node_id):  # another hub of the realm has dialled us meanwhile
-            asyncio.get_running_loop().call_later(DIAL_BACKOFF_MOST, self._redial, token)
-        else:
-            self.router.endpoint.dial(token, ticket.node_id, list(ticket.addrs), list(ticket.relays))
 
     # What is shown.
 
@@ -339,6 +354,7 @@ class Hub:
             stray_answers=router.calls.stray,
             endpoint=router.endpoint.counters(),
             overview=overview,
+            datagrams_refused=router.datagrams.refused,
         )
 
 

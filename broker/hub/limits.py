@@ -123,9 +123,7 @@ class Limits:
     def published(self, session: Session, count: int) -> None:
         """One batch of its events has been taken in."""
         node_id, now, rate = session.node_id, time.monotonic(), self._config.publish_rate_per_node
-        if (bucket := self._buckets.get(node_id)) is None:
-            bucket = self._buckets[node_id] = Bucket(rate, now)
-        owed = bucket.take(count, now)
+        owed = self._bucket(node_id, now).take(count, now)
         if not owed:
             return
         if node_id not in self._held:
@@ -140,6 +138,20 @@ class Limits:
         if owed > max(MOST_AHEAD, rate):
             why = f"{int(owed)} events ahead of its {rate:g} events/s (limits.publish_rate_per_node)"
             self._router.close(session.peer, CloseCode.LIMIT, f"{why}; what was not acknowledged is to be sent again")
+
+    def datagram(self, node_id: str) -> bool:
+        """Whether one datagram more is within the rate. What is not is dropped: nothing waits for it."""
+        now = time.monotonic()
+        bucket = self._bucket(node_id, now)
+        if bucket.take(0, now):
+            return False
+        bucket.take(1, now)
+        return True
+
+    def _bucket(self, node_id: str, now: float) -> Bucket:
+        if (bucket := self._buckets.get(node_id)) is None:
+            bucket = self._buckets[node_id] = Bucket(self._config.publish_rate_per_node, now)
+        return bucket
 
     def send(self, peer: int, type: str, detail: Any) -> None:
         """What topics send. The acknowledgements of those who are over their rate wait."""

@@ -188,6 +188,8 @@ class HubGauges:
     endpoint: Mapping[str, int] = field(default_factory=dict)
     """``Endpoint.counters()``."""
     overview: ext.Overview | None = None
+    datagrams_refused: Mapping[str, int] = field(default_factory=dict)
+    """Datagrams that came and were not passed on, by reason. Only grows."""
 
 
 _GAUGES: Final = {
@@ -289,7 +291,7 @@ class HubMetrics(Collector):
         )
         yield self._grants_refused.family("broker_grants_refused", "Introductions that did not come about, and why.")
         yield self._limited.family("broker_limited", "Times a limit was met, by the limit's name.", label="limit")
-        yield from extension_families(gauges.endpoint, gauges.overview)
+        yield from extension_families(gauges.endpoint, gauges.overview, gauges.datagrams_refused)
         yield self._batch_family()
         yield _plain_histogram("broker_loop_lag_seconds", "How late the event loop is.", self._lag)
 
@@ -322,7 +324,7 @@ def _plain_histogram(name: str, text: str, histogram: Histogram) -> Metric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpokeGauges:
-    """What a spoke knows, read when somebody scrapes. The last four only grow."""
+    """What a spoke knows, read when somebody scrapes. All but the first two only grow."""
 
     connected: bool = False
     calls_running: int = 0
@@ -330,6 +332,10 @@ class SpokeGauges:
     published: int = 0
     given_up: int = 0
     received: int = 0
+    datagrams_sent: int = 0
+    datagrams_unsent: int = 0
+    datagrams_received: int = 0
+    datagrams_bad: int = 0
 
 
 class SpokeMetrics(Collector):
@@ -359,6 +365,11 @@ class SpokeMetrics(Collector):
         gone = "Events published for another hub that are larger than this one takes."
         yield CounterMetricFamily("broker_spoke_events_given_up", gone, value=gauges.given_up)
         yield CounterMetricFamily("broker_spoke_events_received", "Events received.", value=gauges.received)
+        unsent = "Datagrams that were not sent: there was no hub, or no room."
+        yield CounterMetricFamily("broker_spoke_datagrams_unsent", unsent, value=gauges.datagrams_unsent)
+        yield CounterMetricFamily(
+            "broker_spoke_datagrams_bad", "Datagrams that were no event.", value=gauges.datagrams_bad
+        )
         yield from self._calls.families("broker_spoke")
 
 

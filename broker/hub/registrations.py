@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from broker.hub.session import Session
 from broker.protocol.calls import HUB
-from broker.protocol.registration import Registration, parse, to_detail
+from broker.protocol.registration import MAX_ADDRS, MAX_RELAYS, Registration, parse, to_detail
 from broker.protocol.wire import DIRECT, GOSSIP, PROTOCOL_VERSION, REALM, CloseCode
 
 if TYPE_CHECKING:
@@ -50,16 +50,28 @@ class Registrations:
         """The hub's own, once a connection. ``invite``: the secret of the ticket by which the spoke was dialled."""
         if not session.said_hello:
             session.said_hello = True
-            registration = Registration(
-                operations=self._router.calls.offered(HUB),
-                name="hub",
-                protocol=PROTOCOL_VERSION,
-                capabilities=(*CAPABILITIES, GOSSIP, REALM) if self._router.swarms.enabled else CAPABILITIES,
-                max_frame_bytes=self._router.limits.max_frame_bytes,
-                **self._router.swarms.registration(),
-            )
-            detail = to_detail(registration)
-            self._router.send(session.peer, "hub.register", detail if invite is None else {**detail, "invite": invite})
+            self._say(session, invite)
+
+    def moved(self) -> None:
+        """The hub is at other addresses now: whoever has registered is told."""
+        for session in self._router.sessions.values():
+            if session.registered and not session.hub:
+                self._say(session, None)
+
+    def _say(self, session: Session, invite: str | None) -> None:
+        endpoint = self._router.endpoint
+        registration = Registration(
+            operations=self._router.calls.offered(HUB),
+            name="hub",
+            protocol=PROTOCOL_VERSION,
+            capabilities=(*CAPABILITIES, GOSSIP, REALM) if self._router.swarms.enabled else CAPABILITIES,
+            max_frame_bytes=self._router.limits.max_frame_bytes,
+            addrs=tuple(endpoint.addrs())[:MAX_ADDRS],
+            relays=tuple(endpoint.relay_urls())[:MAX_RELAYS],
+            **self._router.swarms.registration(),
+        )
+        detail = to_detail(registration)
+        self._router.send(session.peer, "hub.register", detail if invite is None else {**detail, "invite": invite})
 
     def offer(self, session: Session) -> None:
         """Puts on offer what it may offer of what it registered. It is told of what is left out."""

@@ -17,6 +17,7 @@ from broker import _gossip_ext as ext
 from broker.config import HubConfig
 from broker.errors import FrameError
 from broker.hub.admission import Admission
+from broker.hub.datagrams import Datagrams
 from broker.hub.guests import Guests
 from broker.hub.introductions import Introductions
 from broker.hub.limits import Limits
@@ -95,11 +96,12 @@ class Router:
         self.swarm_messages = SwarmMessages(self)
         self.registrations = Registrations(self)
         self.introductions = Introductions(self)
+        self.datagrams = Datagrams(self)
         self._topic_messages = TopicMessages(self, patience=config.topics.patience)
         self.on_local_call: Callable[[str, dict[str, Any]], None] = lambda _type, _detail: None
         """Messages of the call table for the hub's own operations."""
-        self.on_dialled: Callable[[int, str | None], None] = lambda _token, _failure: None
-        """A dial of ours came to something (None) or failed (why)."""
+        self.on_dialled: Callable[[int, str | None, int | None], None] = lambda _token, _failure, _conn: None
+        """A dial of ours came to something (None, and the connection) or failed (why)."""
         self.secret_of_dial: Callable[[int], str | None] = lambda _token: None
         self._dials: dict[int, int] = {}
         self.by_node: dict[str, dict[int, Session]] = {}
@@ -191,11 +193,12 @@ class Router:
         if not of_node:
             del self.by_node[session.node_id]
         self.topics.gone(conn, session.node_id, expected=code in BROKEN)
+        self.datagrams.forget()
         self.swarms.members.gone(session, code)
         self.introductions.gone(session)
         self.perform(self.calls.gone(conn, time.monotonic()))
         if (token := self._dials.pop(conn, None)) is not None:
-            self.on_dialled(token, reason)
+            self.on_dialled(token, reason, None)
 
     def drained(self, conn: int) -> None:
         if (held := self._held.pop(conn, None)) is not None and not self.endpoint.send(conn, held, ext.CALLS):
@@ -203,11 +206,10 @@ class Router:
         self.topics.readers.drained(conn)
 
     def dial_failed(self, token: int, kind: str, code: int | None, message: str) -> None:
-        self.on_dialled(token, f"{kind}: {message}")
+        self.on_dialled(token, f"{kind}: {message}", None)
 
     def datagram(self, conn: int, payload: bytes) -> None:
-        """Datagrams are an event target's business so far (targets/iroh.py); the hub counts and drops them."""
-        self.metrics.protocol_error("datagram")
+        self.datagrams.received(self.sessions.get(conn), payload)
 
     def batch_done(self, size: int) -> None:
         self.metrics.batch(size)
@@ -267,7 +269,7 @@ class Router:
     def registered(self, session: Session) -> None:
         """It has said ``hub.register``: if we dialled it, that has come to something."""
         if (token := self._dials.get(session.peer)) is not None:
-            self.on_dialled(token, None)
+            self.on_dialled(token, None, session.peer)
 
     def deny(self, session: Session, action: Action, name: str) -> None:
         self.complain(session.peer, "ACCESS_DENIED", session.grant.denial(action, name), name, action)
@@ -431,12 +433,11 @@ class Router:
         self.introductions.access_changed()
 
     def stop(self) -> None:
-        self.guests.stop()
-        self.of_node.stop()
-        self.swarms.stop()
+        for part in (self.guests, self.of_node, self.swarms):
+            part.stop()
+        self.datagrams.forget()
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
 
 
 def _reason(code: int | None) -> str:

@@ -100,6 +100,9 @@ class Registration:
     gossip: GossipPlace | None = None
     hubs: tuple[str, ...] = ()
     """Of a hub: the NodeIds of its realm, its own among them."""
+    addrs: tuple[str, ...] = ()
+    """Of a hub: where it can be dialled now."""
+    relays: tuple[str, ...] = ()
 
     @property
     def gossips(self) -> bool:
@@ -129,6 +132,8 @@ def parse(detail: Any, *, from_hub: bool = False) -> Registration:
         max_frame_bytes=_whole(detail, "maxFrameBytes"),
         gossip=_gossip(detail),
         hubs=_strings(detail, "hubs", MAX_HUBS, MAX_NODE_ID),
+        addrs=_strings(detail, "addrs", MAX_ADDRS, MAX_PLACE),
+        relays=_strings(detail, "relays", MAX_RELAYS, MAX_PLACE),
     )
 
 
@@ -150,6 +155,10 @@ def to_detail(registration: Registration) -> dict[str, Any]:
         detail["gossip"] = {"addrs": list(place.addrs), "relays": list(place.relays), "max": place.max}
     if registration.hubs:
         detail["hubs"] = list(registration.hubs)
+    if registration.addrs:
+        detail["addrs"] = list(registration.addrs)
+    if registration.relays:
+        detail["relays"] = list(registration.relays)
     return detail
 
 

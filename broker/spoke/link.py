@@ -25,15 +25,16 @@ from broker.errors import (
     EventTooLarge,
     FrameError,
     Refused,
-    TicketError,
     Unreachable,
 )
 from broker.protocol.codec import Message, decode, encode
+from broker.protocol.registration import parse
 from broker.protocol.ticket import Ticket
 from broker.protocol.wire import RESERVED_PREFIXES, CloseCode
 from broker.relays import read_authorities, way
 from broker.spoke.connections import Connections
 from broker.spoke.door import Door, Hubs
+from broker.spoke.hubs import KnownHubs
 from broker.spoke.options import SpokeOptions
 
 __all__ = ["Link"]
@@ -55,8 +56,6 @@ STABLE = 5.0
 """Seconds a connection has to last to count as good. One that fails as soon as it is there is not dialled again at the
 first, shortest wait over and over."""
 
-MAX_HUBS = 16
-"""Of a realm, as a spoke remembers them."""
 TRY_ONE = 3.0
 """Seconds for one hub to answer, where there are others to go to."""
 HURRIED = 3.0
@@ -76,6 +75,7 @@ class Link:
         self.others = Connections(lambda: self.endpoint, Door([self.hubs_reason]))
         self.receivers: dict[str, Receiver] = {}
         self.on_events: Callable[[list[Message]], None] = lambda _messages: None
+        self.on_datagram: Callable[[bytes], None] = lambda _payload: None
         self.on_up: Callable[[Any], None] = lambda _hub_registration: None
         self.on_down: Callable[[], None] = lambda: None
         self.on_drained: Callable[[], None] = lambda: None
@@ -93,9 +93,7 @@ class Link:
         self._change = asyncio.Event()
         self._failure: ConnectError | None = None
         self._token = 0
-        self._hubs: dict[str, Ticket] = {}
-        """The hubs of the realm, as far as they are known, the ticket's own first."""
-        self._invite: str | None = None  # the secret of the ticket
+        self.hubs = KnownHubs(options.address_book)
         self._keeper: asyncio.Task[None] | None = None
         self._detach: Callable[[], None] = lambda: None
         self._closing = False
@@ -106,6 +104,7 @@ class Link:
         """Takes the place of what it was made with. Before :meth:`bind`."""
         self._secret, self._options = secret or self._secret, options
         self._max_frame_bytes = options.max_frame_bytes
+        self.hubs = KnownHubs(options.address_book)
         self.hubs_reason = Hubs(self._secret, options.hubs, self._take_incoming)
         self.others.door.reasons[0] = self.hubs_reason
 
@@ -125,6 +124,7 @@ class Link:
                 relay_ca=read_authorities(self._options.relay_ca),
                 accept=self._options.accept or self._options.gossip or self._options.introduced,
                 open=self._options.accept,
+                lookup=self._options.lookup or "",
                 max_frame_bytes=self._options.max_frame_bytes,
                 inbox_bytes=INBOX_BYTES,
                 idle_timeout=self._options.idle_timeout,
@@ -134,8 +134,7 @@ class Link:
 
     def keep(self, ticket: Ticket) -> None:
         """From now on there is a connection to the ticket's hub, as far as the network lets."""
-        self._invite = ticket.secret
-        self._hubs = {one.node_id: one for one in (ticket, *ticket.others)}
+        self.hubs.given(ticket)
         self._keeper = asyncio.create_task(self._keep(), name="broker-link")
 
     @property
@@ -181,6 +180,7 @@ class Link:
 
     async def close(self) -> None:
         self._closing = True
+        self.hubs.save()
         self._signal()
         if self._keeper is not None:
             self._keeper.cancel()
@@ -244,6 +244,11 @@ class Link:
             self._conn is not None and self.endpoint is not None and self.endpoint.send(self._conn, frames, ext.TOPICS)
         )
 
+    def send_datagram(self, payload: bytes) -> bool:
+        """False: there is no hub, or no room. EventTooLarge names what the path takes."""
+        conn, endpoint = self._conn, self.endpoint
+        return self._registered and conn is not None and endpoint is not None and endpoint.send_datagram(conn, payload)
+
     def fail(self, error: FrameError) -> None:
         """Ends the connection: the peer broke the rules."""
         if self._conn is not None and self.endpoint is not None:
@@ -278,8 +283,8 @@ class Link:
         """This is the hub now."""
         self._conn, self.hub_node_id = conn, node_id
         registration = self._registration()
-        if self._invite is not None and node_id == next(iter(self._hubs), None):
-            registration["invite"] = self._invite  # each time: the answer to the first may have been lost
+        if (invite := self.hubs.invite_for(node_id)) is not None:
+            registration["invite"] = invite  # each time: the answer to the first may have been lost
         self.control("hub.register", registration)
         if incoming:  # who dialled and says nothing must not keep the hub out
             asyncio.get_running_loop().call_later(REGISTER_TIMEOUT, self._still_silent, conn)
@@ -324,7 +329,7 @@ class Link:
             return
         if remote and code in (CloseCode.NOT_ADMITTED, CloseCode.BANNED, CloseCode.KICKED):
             self._failure = Refused(
-                f"the hub refused this spoke: {reason} (code {code}); its NodeId is {self._node_id()}: "
+                f"the hub refused this spoke: {reason} (code {code}); its NodeId is {self.node_id}: "
                 "ask whoever runs the hub to admit it",
                 close_code=code or 0,
                 reason=reason,
@@ -357,15 +362,17 @@ class Link:
         self._signal()
 
     def datagram(self, conn: int, payload: bytes) -> None:
-        with contextlib.suppress(FrameError):  # a datagram is a hint; a bad one is not worth the connection
-            if conn == self._conn:
-                self.on_events([decode(payload)])
+        if conn == self._conn:
+            self.on_datagram(payload)
 
     def batch_done(self, size: int) -> None:
         self.on_batch()
 
     def registered(self, hub_registration: Any) -> None:
-        """The hub has said hub.register: the connection is good."""
+        """The hub has said hub.register: the connection is good. A later one tells where it is now."""
+        stats = self.stats()
+        seen = stats.remote_addr if stats is not None and stats.path == "direct" else None
+        self.hubs.registered(self.hub_node_id, parse(hub_registration, from_hub=True), seen)
         if not self._registered:
             self._registered, self._failure = True, None
             self.connects += 1
@@ -374,8 +381,10 @@ class Link:
 
     # Inside.
 
-    def _node_id(self) -> str:
-        return self.endpoint.node_id if self.endpoint is not None else "unknown"
+    @property
+    def node_id(self) -> str:
+        """Empty before it is bound and after its end."""
+        return self.endpoint.node_id if self.endpoint is not None else ""
 
     def _forget(self) -> None:
         was_up, self._registered, self._conn = self._registered, False, None
@@ -394,30 +403,19 @@ class Link:
     async def _changed(self) -> None:
         await self._change.wait()
 
-    def realm(self, detail: Any) -> None:
-        """The hub tells where the realm's other hubs are."""
-        places = detail.get("hubs") if isinstance(detail, dict) else None
-        for place in (places if isinstance(places, list) else [])[:MAX_HUBS]:
-            with contextlib.suppress(TicketError):  # another version's idea of a place
-                one = Ticket.at(place)
-                first = next(iter(self._hubs), None)
-                if one.node_id != first and (one.node_id in self._hubs or len(self._hubs) < MAX_HUBS):
-                    self._hubs[one.node_id] = one
-
     async def _keep(self) -> None:
         """To one hub after the other: who lost one, or did not get it, goes to the next at once, and waits when it has
         been at all of them."""
         attempt, turn, loop = 0, 0, asyncio.get_running_loop()
         while True:
-            hubs = list(self._hubs.values())
-            if await self._attempt(hubs[turn % len(hubs)]):
+            if await self._attempt(self.hubs.nth(turn)):
                 since = loop.time()
                 while self._conn is not None:
                     await self._changed()
                 if loop.time() - since >= STABLE:
                     attempt = 0
             turn += 1
-            if len(self._hubs) > 1 and turn % len(self._hubs):
+            if len(self.hubs) > 1 and turn % len(self.hubs):
                 continue
             most = min(self._options.backoff_first * 2**attempt, self._options.backoff_most)
             most = min(most, HURRIED) if self.hurries() else most
@@ -429,7 +427,7 @@ class Link:
         assert self.endpoint is not None
         self._token = token = random.getrandbits(62)
         try:
-            timeout = min(self._options.dial_timeout, TRY_ONE if len(self._hubs) > 1 else math.inf)
+            timeout = min(self._options.dial_timeout, TRY_ONE if len(self.hubs) > 1 else math.inf)
             self.endpoint.dial(token, ticket.node_id, list(ticket.addrs), list(ticket.relays), timeout=timeout)
         except ValueError as error:
             self._failure = Unreachable(f"the ticket cannot be dialled: {error}")

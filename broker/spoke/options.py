@@ -19,6 +19,12 @@ class SpokeOptions:
     """Waits to be dialled, by whoever has the ticket that ``Spoke.listen`` returns, and by ``hubs``. By nobody else."""
     hubs: tuple[str, ...] = ()
     """NodeIds of hubs that may dial without the ticket's secret, such as one that knows only the specification."""
+    address_book: Path | None = None
+    """A file in which it keeps where its hub and the realm's others were last, so that it finds them again after its
+    own restart also where its ticket does not say. None: remembered while it runs."""
+    lookup: str | None = None
+    """URL of a pkarr service where hubs are looked up whose addresses are not known, and where a spoke that listens
+    says where it is."""
     max_frame_bytes: int = 1_048_576
     dial_timeout: float = 10.0
     idle_timeout: float = 6.0

@@ -24,6 +24,7 @@ from broker.protocol.wire import DIRECT, GOSSIP, PROTOCOL_VERSION, CloseCode
 from broker.spoke.answers import Answers, current_call
 from broker.spoke.calls import Answer, Calls, RollCall
 from broker.spoke.complaints import Complaints
+from broker.spoke.datagrams import Datagrams
 from broker.spoke.directs import Directs, Neighbour
 from broker.spoke.link import Link
 from broker.spoke.operations import Call, Handler, Kind, Offer, plain, typed
@@ -33,13 +34,13 @@ from broker.spoke.repairs import Repairs
 from broker.spoke.subscription import Policy, Since, Subscription
 from broker.spoke.subscriptions import Subscriptions
 from broker.spoke.swarms import JOIN_TIMEOUT, Swarms
+from broker.spoke.ways import check_carrier
 
 __all__ = ["Spoke"]
 
 log = logging.getLogger("broker.spoke")
 
 CAPABILITIES = ("topic.ack", "topic.repair", "call.credit")
-CARRIERS = ("auto", "stream", "gossip")
 DEFAULT_TIMEOUT = 30.0
 
 Listener = Callable[[Event], Awaitable[None]]
@@ -62,6 +63,7 @@ class Spoke:
         self._calls = Calls(self._link.send, self._link.control)
         self._answers = Answers(self._offers, self._link.send, self._link.control)
         self._subscriptions = Subscriptions(self._link.control)
+        self._datagrams = Datagrams(self._link, self._subscriptions)
         self._swarms = Swarms(self._link, self._subscriptions, lambda: self.options.gossip)
         self._publisher = Publisher(
             send=self._link.send_topics,
@@ -85,7 +87,7 @@ class Spoke:
         for type in ("call.aborted", "call.credit"):
             link.receivers[type] = _typed_receiver(answers.receive, type)
         link.receivers["hub.register"] = link.registered
-        link.receivers["hub.realm"] = link.realm
+        link.receivers["hub.realm"] = link.hubs.realm
         link.receivers["hub.error"] = Complaints(self._swarms, self._publisher, self._subscriptions).on
         link.receivers["topic.ack"] = self._on_ack
         link.receivers["topic.head"] = self._subscriptions.on_head
@@ -100,9 +102,8 @@ class Spoke:
         self._subscriptions.swarm = self._swarms.joined
         link.on_events = self._subscriptions.on_events
         link.on_batch = self._subscriptions.on_batch
-        link.on_drained = self._on_drained
-        link.on_up = self._on_up
-        link.on_down = self._on_down
+        link.on_datagram = self._datagrams.arrived
+        link.on_drained, link.on_up, link.on_down = self._on_drained, self._on_up, self._on_down
 
     # Declaring.
 
@@ -166,7 +167,7 @@ class Spoke:
     @property
     def node_id(self) -> str:
         """This spoke's identity; empty before it has started."""
-        return self._link.endpoint.node_id if self._link.endpoint is not None else ""
+        return self._link.node_id
 
     @property
     def hub_node_id(self) -> str:
@@ -273,8 +274,11 @@ class Spoke:
         """The event's place in this author's sequence. Waits, at most ``timeout`` s, while the buffer is full.
 
         ``carrier``: ``auto`` goes the way that the hub has chosen for the topic. ``stream`` goes to the hub alone.
-        ``gossip`` asks for a swarm and begins when it is heard (TopicError when the hub will have none)."""
-        _check_carrier(carrier)
+        ``gossip`` asks for a swarm and begins when it is heard (TopicError when the hub will have none). ``datagram``
+        sends it once, without a place (``("", 0)``), and never waits; EventTooLarge names the limit of the path."""
+        check_carrier(carrier)
+        if carrier == "datagram":
+            return self._datagrams.publish(topic, detail)
         if carrier == "gossip" and not self._swarms.was_heard(topic):
             await self._swarms.joined(topic, JOIN_TIMEOUT if timeout is None else min(timeout, JOIN_TIMEOUT))
         return await self._publisher.publish(topic, detail, timeout=timeout, stream_only=carrier == "stream")
@@ -294,10 +298,11 @@ class Spoke:
         """Events whose topic matches, from now on, from ``"start"`` or from a seq.
 
         ``carrier``: ``auto`` is the hub's choice. ``gossip`` asks for a swarm of each topic and begins when it is
-        heard; it takes names, no patterns. ``stream`` keeps this spoke out of them for as long as it lives."""
+        heard; it takes names, no patterns. ``stream`` keeps this spoke out of them for as long as it lives.
+        ``datagram``: those alone; with any other carrier they come too (:attr:`Event.reliable` tells them apart)."""
         if not patterns:
             raise ValueError("subscribe to at least one pattern")
-        _check_carrier(carrier)
+        check_carrier(carrier)
         if carrier == "gossip" and (wild := [one for one in patterns if "*" in one or ">" in one]):
             raise ValueError(f"carrier 'gossip' takes the names of topics, not the pattern {wild[0]!r}")
         for pattern in patterns if carrier == "stream" else ():
@@ -311,17 +316,19 @@ class Spoke:
             owner=self._subscriptions,
             gap_patience=self._subscriptions.gap_patience,
             gossip=carrier == "gossip",
+            only_datagrams=carrier == "datagram",
         )
 
     def counts(self) -> dict[str, int]:
         """What it has done so far: ``connects``, ``calls_running``, ``published``, ``given_up`` (published, and then
-        larger than the hub takes), ``received``."""
+        larger than the hub takes), ``received``; and ``datagrams_sent``, ``_unsent``, ``_received``, ``_bad``."""
         return {
             "connects": self._link.connects,
             "calls_running": self._answers.running + self._directs.running,
             "published": self._publisher.published,
             "given_up": self._publisher.given_up,
             "received": self._subscriptions.received,
+            **self._datagrams.counts(),
         }
 
     def gossip_counts(self) -> dict[str, int]:
@@ -432,11 +439,6 @@ class Spoke:
                     await listener(event)
                 except Exception:
                     log.exception("the listener of %s failed on an event; it goes on with the next", pattern)
-
-
-def _check_carrier(carrier: str) -> None:
-    if carrier not in CARRIERS:
-        raise ValueError(f"carrier {carrier!r} is not there; {', '.join(CARRIERS)} are")
 
 
 def _typed_receiver(receive: Callable[[str, Any], None], type: str) -> Callable[[Any], None]:

@@ -9,6 +9,9 @@ under way is
 * ``drop_oldest``: the oldest unread event makes room and is named lost.
 * ``disconnect``: the subscription ends with SlowConsumer once what it holds has been read.
 
+Datagrams have no sequence and wait in a queue of their own, which is read when the other one is empty: they hold up
+nothing. The oldest of too many goes, counted.
+
 Not here: the wire (link.py) and other subscriptions.
 """
 
@@ -33,6 +36,9 @@ Since = Literal["start"] | int | None
 UNDER_WAY = 65_536
 """Events that a full queue still takes after the hub was asked to pause: more small ones than the hub's lane, QUIC's
 windows and the inbox hold, so that only a hub that does not know the request ever sends so many."""
+
+DATAGRAMS = 1_024
+"""Unread datagrams of one subscription: a second's worth at a rate at which nobody minds one more or less."""
 
 UNPLACED_TOPICS = 16_384
 """Topics without places that one subscription counts on; beyond it it counts anew, in a new epoch."""
@@ -69,14 +75,19 @@ class Subscription:
         owner: Owner,
         gap_patience: Mapping[str, float],
         gossip: bool = False,
+        only_datagrams: bool = False,
     ) -> None:
         """``gap_patience``: seconds, by topic, before a gap there is asked for. ``gossip``: it begins when the swarms
-        of its topics are heard."""
+        of its topics are heard. ``only_datagrams``: events of sequences are nothing to it."""
         self.patterns = tuple(dict.fromkeys(patterns))
         self.since, self.policy, self.patience = since, policy, patience
         self._owner = owner
         self._bound = bound
         self._queue: deque[Event] = deque()
+        self._datagrams: deque[Event] = deque()
+        self.only_datagrams = only_datagrams
+        self.datagrams = self.datagrams_dropped = 0
+        """Datagrams that came, and those of them that this reader was too slow for."""
         self._sequences: Sequences[Event] = Sequences(since, patience=gap_patience)
         self._gossip = gossip
         self._waiter: asyncio.Future[None] | None = None
@@ -106,7 +117,10 @@ class Subscription:
     @property
     def verdict(self) -> str:
         """One word for all of it: the worst of the authors' verdicts, or ``pending`` while the hub is away or holds
-        back what the program has no room for. After the end, the last one."""
+        back what the program has no room for. After the end, the last one. Of datagrams it says nothing; ``unknown``
+        where it has nothing else to speak of."""
+        if self.only_datagrams:
+            return "unknown"
         if self._ended:
             return self._last_verdict
         word = worst(self.verdicts)
@@ -115,7 +129,7 @@ class Subscription:
 
     @property
     def queued(self) -> int:
-        return len(self._queue)
+        return len(self._queue) + len(self._datagrams)
 
     async def __aenter__(self) -> Self:
         self._owner.begin(self)
@@ -138,8 +152,10 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Event:
-        while not self._queue:
+        while not self._queue and not self._datagrams:
             await self._arrival()
+        if not self._queue:
+            return self._datagrams.popleft()
         event = self._queue.popleft()
         if self._paused:
             self._resume()
@@ -148,13 +164,14 @@ class Subscription:
     async def batches(self) -> AsyncIterator[list[Event]]:
         """All that is there, each time something is: for programs that write in bulk."""
         while True:
-            while not self._queue:
+            while not self._queue and not self._datagrams:
                 try:
                     await self._arrival()
                 except StopAsyncIteration:
                     return
-            batch = list(self._queue)
+            batch = [*self._queue, *self._datagrams]
             self._queue.clear()
+            self._datagrams.clear()
             if self._paused:
                 self._resume()
             yield batch
@@ -218,6 +235,16 @@ class Subscription:
         event = Event(topic, detail, {"author": "", "epoch": epoch, "seq": seq})
         if ready := self._sequences.event(topic, "", epoch, seq, event, now):
             self._admit(ready)
+
+    def receive_datagram(self, event: Event) -> None:
+        """One event without a number."""
+        if self._ended:
+            return
+        self.datagrams += 1
+        if len(self._datagrams) >= DATAGRAMS:
+            self._datagrams.popleft()
+            self.datagrams_dropped += 1
+        self._datagrams.append(event)
 
     def _full(self) -> bool:
         """Whether a paused queue has no room left."""
@@ -308,7 +335,7 @@ class Subscription:
     def wake(self) -> None:
         """Wakes the reader if there is something to read."""
         waiter = self._waiter
-        if waiter is not None and (self._queue or self._ended) and not waiter.done():
+        if waiter is not None and (self._queue or self._datagrams or self._ended) and not waiter.done():
             waiter.set_result(None)
 
     def finish(self, error: BrokerError | None) -> None:

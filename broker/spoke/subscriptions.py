@@ -56,6 +56,7 @@ class Subscriptions:
         """Subscriptions that may have holes."""
         self._references = References()
         self._routes: dict[str, list[Subscription]] = {}
+        self._datagram_routes: dict[str, list[Subscription]] = {}
         self._woken: set[Subscription] = set()
         self._repair_timer: asyncio.TimerHandle | None = None
         self._repair_at = 0.0
@@ -92,7 +93,7 @@ class Subscriptions:
             self._holders.setdefault(pattern, {})[subscription] = None
             if "*" in pattern or ">" in pattern:
                 self._wild[pattern] = None
-        self._routes.clear()
+        self._forget_routes()
         if self._connected:
             # Also for patterns that the hub knows already: where it begins is its own matter.
             self._subscribe(subscription, subscription.since)
@@ -104,7 +105,7 @@ class Subscriptions:
         del self._all[subscription]
         self._holey.discard(subscription)
         self._woken.discard(subscription)
-        self._routes.clear()
+        self._forget_routes()
         for pattern in subscription.patterns:
             del self._holders[pattern][subscription]
             if not self._holders[pattern]:
@@ -209,6 +210,12 @@ class Subscriptions:
                 subscription.receive(topic, author, epoch, seq, events, now)
                 self._woken.add(subscription)
 
+    def on_datagram(self, event: Event) -> None:
+        """An event without a place in a sequence."""
+        for subscription in self._datagram_route(event.type):
+            subscription.receive_datagram(event)
+            self._woken.add(subscription)
+
     def wants(self, topic: str) -> bool:
         return bool(self._route(topic))
 
@@ -311,12 +318,27 @@ class Subscriptions:
             return route
         if len(self._routes) >= ROUTES:
             self._routes.clear()
+        route = self._routes[topic] = [one for one in self._matching(topic) if not one.only_datagrams]
+        return route
+
+    def _datagram_route(self, topic: str) -> list[Subscription]:
+        if (route := self._datagram_routes.get(topic)) is not None:
+            return route
+        if len(self._datagram_routes) >= ROUTES:
+            self._datagram_routes.clear()
+        route = self._datagram_routes[topic] = list(self._matching(topic))
+        return route
+
+    def _matching(self, topic: str) -> dict[Subscription, None]:
         found = dict(self._holders.get(topic, {}))
         for pattern in self._wild:
             if matches(pattern, topic):
                 found.update(self._holders[pattern])
-        route = self._routes[topic] = list(found)
-        return route
+        return found
+
+    def _forget_routes(self) -> None:
+        self._routes.clear()
+        self._datagram_routes.clear()
 
     def _mind_holes(self) -> None:
         """One timer for the hole that is due first; the trackers space the askings."""

@@ -1,10 +1,19 @@
-"""What a publisher asks of the swarms that its spoke is in. Not here: any swarm (swarms.py)."""
+"""The ways that events take, and what a publisher asks of the swarms that its spoke is in. Not here: any swarm
+(swarms.py)."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["NoWays", "Ways"]
+__all__ = ["NoWays", "Ways", "check_carrier"]
+
+CARRIERS = ("auto", "stream", "gossip", "datagram")
+
+
+def check_carrier(carrier: str) -> None:
+    """ValueError for one that there is not."""
+    if carrier not in CARRIERS:
+        raise ValueError(f"carrier {carrier!r} is not there; {', '.join(CARRIERS)} are")
 
 
 class Ways(Protocol):

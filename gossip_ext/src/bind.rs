@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iroh::address_lookup::memory::MemoryLookup;
+use iroh::address_lookup::{AddrFilter, PkarrPublisher, PkarrResolver};
 use iroh::endpoint::{
     AckFrequencyConfig, BindError, IdleTimeout, NetReportConfig, PortmapperConfig,
     QuicTransportConfig, presets,
@@ -70,6 +71,8 @@ pub struct Settings {
     pub relay_urls: Vec<RelayUrl>,
     /// Who signs their certificates.
     pub relay_ca: Authorities,
+    /// URL of a pkarr service where peers are looked up, and where who accepts says where it is; none: nowhere.
+    pub lookup: Option<String>,
     /// Whether to take incoming connections.
     pub accept: bool,
     /// Whether to admit everybody who is not denied.
@@ -144,6 +147,19 @@ pub async fn bind(settings: Settings) -> Result<(Arc<Core>, Router)> {
     };
     if settings.gossip_message_bytes.is_some() {
         builder = builder.address_lookup(lookup.clone());
+    }
+    if let Some(url) = &settings.lookup {
+        // Through iroh's type for a URL; it gives the general one.
+        let url: RelayUrl = url
+            .parse()
+            .map_err(|error| Error::Value(format!("lookup: not a URL: {url:?} ({error})")))?;
+        builder = builder.address_lookup(PkarrResolver::builder(url.clone().into()));
+        if settings.accept {
+            // All addresses: there may be no relay, and whoever configures this means to be found.
+            let publisher = PkarrPublisher::builder(url.into());
+            let publisher = publisher.addr_filter(AddrFilter::unfiltered());
+            builder = builder.address_lookup(publisher);
+        }
     }
     let endpoint = builder
         .bind()

@@ -1,15 +1,19 @@
 //! The state of one framed connection, shared by its tasks, its endpoint and the groups it is in.
 
+use std::future::Future;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
 use iroh::PublicKey;
-use iroh::endpoint::Connection;
+use iroh::endpoint::{Connection, SendDatagramError};
 use tokio::sync::Notify;
 
 use crate::close::Close;
-use crate::metrics::Counter;
+use crate::metrics::{Counter, Counters};
 use crate::outbox::{Outbox, Push, Shared};
 use crate::runtime::{self, Writer};
 
@@ -24,6 +28,21 @@ pub enum Sent {
     Queued,
     /// The lane is full.
     Full,
+    /// The connection has ended or is ending.
+    Gone,
+}
+
+/// What became of a datagram on this side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flown {
+    /// QUIC has it, and sends it once.
+    Handed,
+    /// QUIC holds as many as it may; another would push out the oldest, and nobody would know.
+    Full,
+    /// Above the limit of the connection's path.
+    TooLarge,
+    /// The peer takes none.
+    Unsupported,
     /// The connection has ended or is ending.
     Gone,
 }
@@ -98,7 +117,7 @@ pub struct Link {
     /// QUIC.
     pub quic: Connection,
     /// Its undrained bytes.
-    pub inbox: InboxShare,
+    pub inbox: Arc<InboxShare>,
     /// Frames are counted and dropped.
     pub count_only: AtomicBool,
     /// Frames read.
@@ -134,7 +153,7 @@ impl Link {
             peer: quic.remote_id(),
             incoming,
             quic,
-            inbox: InboxShare::new(bounds.inbox),
+            inbox: Arc::new(InboxShare::new(bounds.inbox)),
             count_only: AtomicBool::new(false),
             frames_in: Counter::default(),
             frames_out: Counter::default(),
@@ -182,6 +201,44 @@ impl Link {
     /// Queues shared frames on TOPICS, all or none.
     pub fn send_shared(self: &Arc<Self>, shared: &Shared) -> Sent {
         self.queue(|outbox| outbox.push_shared(shared))
+    }
+
+    /// Hands a datagram to QUIC, or counts why not.
+    pub fn send_datagram(&self, counters: &Counters, payload: Bytes) -> Flown {
+        if self.is_gone() || self.outbox().closing {
+            return Flown::Gone;
+        }
+        let Some(limit) = self.quic.max_datagram_size() else {
+            counters.datagrams_unsupported.inc();
+            return Flown::Unsupported;
+        };
+        if payload.len() > limit {
+            counters.datagrams_too_large.inc();
+            return Flown::TooLarge;
+        }
+        // One look at what would wait for room: `send_datagram` makes room by dropping the oldest, and the room that
+        // `datagram_send_buffer_space` tells of leaves out what each queued one costs beside its payload.
+        let waiting = pin!(self.quic.send_datagram_wait(payload));
+        match waiting.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => {
+                counters.datagrams_out.inc();
+                Flown::Handed
+            }
+            Poll::Pending => {
+                counters.datagrams_full.inc();
+                Flown::Full
+            }
+            Poll::Ready(Err(SendDatagramError::ConnectionLost(_))) => Flown::Gone,
+            // The path has shrunk just now.
+            Poll::Ready(Err(SendDatagramError::TooLarge)) => {
+                counters.datagrams_too_large.inc();
+                Flown::TooLarge
+            }
+            Poll::Ready(Err(_)) => {
+                counters.datagrams_unsupported.inc();
+                Flown::Unsupported
+            }
+        }
     }
 
     /// Returns when the lanes may hold something.

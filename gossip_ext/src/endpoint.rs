@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use iroh::endpoint::SendDatagramError;
 use iroh::protocol::Router;
 use iroh::{EndpointAddr, PublicKey, RelayUrl, TransportAddr};
 use pyo3::prelude::*;
@@ -18,7 +17,7 @@ use pyo3::types::{PyBytes, PyList};
 use crate::admission::Sets;
 use crate::bind::{self, Settings};
 use crate::close::{self, Close};
-use crate::connection::{Bounds, Link, Sent};
+use crate::connection::{Bounds, Flown, Link, Sent};
 use crate::error::{Error, Result};
 use crate::fanout::Group;
 use crate::gossip::MESSAGE_BYTES;
@@ -108,7 +107,7 @@ impl Endpoint {
         secret, *, bind="127.0.0.1:0", relay_urls=Vec::new(), relay_ca=None, accept=false, open=false,
         max_frame_bytes=1_048_576, calls_queue_bytes=8_388_608, topics_queue_bytes=1_048_576,
         inbox_bytes=4_194_304, open_timeout=10.0, frame_timeout=30.0, idle_timeout=15.0,
-        gossip_message_bytes=0,
+        gossip_message_bytes=0, lookup="",
     ))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn bind(
@@ -127,6 +126,7 @@ impl Endpoint {
         frame_timeout: f64,
         idle_timeout: f64,
         gossip_message_bytes: usize,
+        lookup: &str,
     ) -> Result<Self> {
         if u32::try_from(max_frame_bytes).is_err() || max_frame_bytes == 0 {
             return Err(Error::value("max_frame_bytes must be 1 to 4294967295"));
@@ -146,6 +146,7 @@ impl Endpoint {
                 .map_err(|error| Error::Value(format!("bind: not ip:port: {bind:?} ({error})")))?,
             relay_urls: parse_all("a relay URL", &relay_urls)?,
             relay_ca: Authorities::new(relay_ca)?,
+            lookup: Some(lookup.to_owned()).filter(|url| !url.is_empty()),
             accept,
             open,
             idle_timeout: seconds("idle_timeout", idle_timeout)?,
@@ -307,21 +308,18 @@ impl Endpoint {
         Ok(sent)
     }
 
-    fn send_datagram(&self, conn: u64, payload: &[u8]) -> Result<()> {
+    fn send_datagram(&self, conn: u64, payload: &[u8]) -> Result<bool> {
         let Some(link) = self.core.link(conn) else {
-            return Ok(());
+            return Ok(false);
         };
-        match link.quic.send_datagram(Bytes::copy_from_slice(payload)) {
-            Ok(()) => self.core.counters.datagrams_out.inc(),
-            Err(SendDatagramError::ConnectionLost(_)) => {}
-            Err(_) => {
-                return Err(Error::Datagram {
-                    size: payload.len(),
-                    limit: link.quic.max_datagram_size().unwrap_or(0),
-                });
-            }
+        match link.send_datagram(&self.core.counters, Bytes::copy_from_slice(payload)) {
+            Flown::Handed => Ok(true),
+            Flown::Full | Flown::Gone => Ok(false),
+            Flown::TooLarge | Flown::Unsupported => Err(Error::Datagram {
+                size: payload.len(),
+                limit: link.quic.max_datagram_size().unwrap_or(0),
+            }),
         }
-        Ok(())
     }
 
     fn max_datagram_size(&self, conn: u64) -> Option<usize> {

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::connection::{Link, Sent};
+use crate::connection::{Flown, Link, Sent};
 use crate::endpoint::payloads;
 use crate::hub::Core;
 use crate::outbox::Shared;
@@ -36,6 +37,25 @@ impl Group {
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         members.retain(|_, link| !link.is_gone());
         members
+    }
+
+    /// Members, those that have ended and not yet left among them.
+    fn count(&self) -> usize {
+        let members = self.members.lock();
+        members.unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// (handed to QUIC, not taken). Whatever becomes of it, a member stays one.
+    fn fly(&self, payload: &Bytes) -> (usize, usize) {
+        let (mut handed, mut left) = (0, 0);
+        for link in self.live().values() {
+            match link.send_datagram(&self.core.counters, payload.clone()) {
+                Flown::Handed => handed += 1,
+                Flown::Gone => {}
+                Flown::Full | Flown::TooLarge | Flown::Unsupported => left += 1,
+            }
+        }
+        (handed, left)
     }
 
     fn spread(&self, shared: &Shared) -> Vec<u64> {
@@ -83,18 +103,22 @@ impl Group {
         self.live().contains_key(&conn)
     }
 
+    fn datagram(&self, py: Python<'_>, payload: &[u8]) -> (usize, usize) {
+        let payload = Bytes::copy_from_slice(payload);
+        if self.count() < DETACH_FROM {
+            self.fly(&payload)
+        } else {
+            py.detach(|| self.fly(&payload))
+        }
+    }
+
     fn send(&self, py: Python<'_>, frames: &Bound<'_, PyAny>) -> PyResult<Vec<u64>> {
         let frames: Vec<Bound<'_, PyBytes>> = payloads(frames, &self.core.options)?;
         if frames.is_empty() {
             return Ok(Vec::new());
         }
         let shared = Shared::encode(frames.iter().map(|frame| frame.as_bytes()));
-        let count = self
-            .members
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len();
-        Ok(if count < DETACH_FROM {
+        Ok(if self.count() < DETACH_FROM {
             self.spread(&shared)
         } else {
             py.detach(|| self.spread(&shared))

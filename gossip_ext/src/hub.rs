@@ -187,7 +187,9 @@ impl Core {
             Some(_) => self.counters.dialled.inc(),
         }
         self.inbox.push(Item::Opened {
-            link: link.clone(),
+            conn: id,
+            peer: link.peer,
+            incoming: link.incoming,
             token: token.unwrap_or(0),
         });
         if self.relays.is_some() {

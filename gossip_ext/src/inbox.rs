@@ -13,7 +13,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::batch::epoch_text;
 use crate::close::Ended;
-use crate::connection::Link;
+use crate::connection::{InboxShare, Link};
 use crate::error::Result;
 use crate::metrics::Counters;
 use crate::runtime;
@@ -53,20 +53,26 @@ pub const FRAME_COST: usize = 64;
 /// connects and leaves in a loop must not fill memory with OPENED and CLOSED.
 const CROWDED_ITEMS: usize = 65_536;
 
-/// One thing that has arrived.
+/// One thing that has arrived. It holds no connection: that would hold the socket, after close, until somebody drains.
 #[derive(Debug)]
 pub enum Item {
     /// A connection is usable.
     Opened {
-        /// It.
-        link: Arc<Link>,
+        /// Its id.
+        conn: u64,
+        /// The peer.
+        peer: PublicKey,
+        /// Whether the peer dialled.
+        incoming: bool,
         /// The dial's token, 0 for an incoming one.
         token: i64,
     },
     /// Payloads, in order.
     Frames {
         /// Whose.
-        link: Arc<Link>,
+        conn: u64,
+        /// Its share.
+        share: Arc<InboxShare>,
         /// The payloads.
         frames: Vec<Bytes>,
         /// What they count against inbox_bytes.
@@ -98,7 +104,9 @@ pub enum Item {
     /// One datagram.
     Datagram {
         /// Whose.
-        link: Arc<Link>,
+        conn: u64,
+        /// Its share.
+        share: Arc<InboxShare>,
         /// Its payload.
         payload: Bytes,
     },
@@ -194,7 +202,7 @@ impl Inbox {
     }
 
     /// Adds payloads, to the connection's own item when that is still here.
-    pub fn push_frames(&self, link: &Arc<Link>, mut frames: Vec<Bytes>) {
+    pub fn push_frames(&self, link: &Link, mut frames: Vec<Bytes>) {
         let cost = frames.iter().map(|frame| frame.len() + FRAME_COST).sum();
         link.inbox.add(cost);
         let mut state = self.lock();
@@ -215,7 +223,8 @@ impl Inbox {
             return;
         }
         state.items.push_back(Item::Frames {
-            link: link.clone(),
+            conn: link.id,
+            share: link.inbox.clone(),
             frames,
             cost,
         });
@@ -309,15 +318,23 @@ impl Inbox {
 
 fn convert(py: Python<'_>, item: Item) -> PyResult<Bound<'_, PyTuple>> {
     match item {
-        Item::Frames { link, frames, cost } => {
+        Item::Frames {
+            conn,
+            share,
+            frames,
+            cost,
+        } => {
             let list = PyList::new(py, frames.iter().map(|frame| PyBytes::new(py, frame)))?;
             drop(frames);
-            link.inbox.release(cost);
-            (FRAMES, link.id, list).into_pyobject(py)
+            share.release(cost);
+            (FRAMES, conn, list).into_pyobject(py)
         }
-        Item::Opened { link, token } => {
-            (OPENED, link.id, link.peer.to_string(), link.incoming, token).into_pyobject(py)
-        }
+        Item::Opened {
+            conn,
+            peer,
+            incoming,
+            token,
+        } => (OPENED, conn, peer.to_string(), incoming, token).into_pyobject(py),
         Item::Closed { conn, ended } => {
             (CLOSED, conn, ended.code, ended.reason, ended.remote).into_pyobject(py)
         }
@@ -328,9 +345,13 @@ fn convert(py: Python<'_>, item: Item) -> PyResult<Bound<'_, PyTuple>> {
             code,
             message,
         } => (DIAL_FAILED, token, kind, code, message).into_pyobject(py),
-        Item::Datagram { link, payload } => {
-            link.inbox.release(payload.len() + FRAME_COST);
-            (DATAGRAM, link.id, PyBytes::new(py, &payload)).into_pyobject(py)
+        Item::Datagram {
+            conn,
+            share,
+            payload,
+        } => {
+            share.release(payload.len() + FRAME_COST);
+            (DATAGRAM, conn, PyBytes::new(py, &payload)).into_pyobject(py)
         }
         Item::Swarm { swarm, told, cost } => {
             let tuple = convert_told(py, &swarm, told);

@@ -83,6 +83,12 @@ counters! {
         paths_to_direct,
         /// Connections that went over from a direct path to a relay.
         paths_to_relay,
+        /// Datagrams not sent because QUIC holds as many as it may of that connection.
+        datagrams_full,
+        /// Datagrams not sent because they were above the limit of that connection's path.
+        datagrams_too_large,
+        /// Datagrams not sent because that peer takes none.
+        datagrams_unsupported,
         /// Dials of ours for gossip that came to nothing.
         gossip_dials_failed,
         /// Gossip connections ended because their peer was removed, denied or shunned.

@@ -197,8 +197,11 @@ async fn datagrams(core: &Core, link: &Arc<Link>) {
         }
         core.counters.datagrams_in.inc();
         link.inbox.add(payload.len() + FRAME_COST);
-        let link = link.clone();
-        core.inbox.push(Item::Datagram { link, payload });
+        core.inbox.push(Item::Datagram {
+            conn: link.id,
+            share: link.inbox.clone(),
+            payload,
+        });
     }
 }
 

@@ -69,7 +69,7 @@ def test_the_commands_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
         ("pub x topic 1 --file f", "not both"),
         ("pub x topic --file nowhere", "nowhere cannot be read: No such file"),
         ("pub x topic --file .", ". is a directory"),
-        ("pub x topic 1 --carrier datagram", "datagram is not there yet"),
+        ("bench x --carrier datagram", "nobody acknowledges a datagram"),
         ("sub x a.* --carrier gossip", "not the pattern a.*"),
         ("bench x --native --carrier gossip", "leave out --native"),
         ("pub x topic 1 --carrier pigeon", "Invalid value for '--carrier'"),

@@ -106,6 +106,13 @@ class FakeEndpoint:
     def addrs(self) -> list[str]:
         return []
 
+    def dial(self, token: int, node_id: str, addrs: Sequence[str], relay_urls: Sequence[str] = ()) -> None:
+        if not all(":" in addr for addr in addrs):
+            raise ValueError("no address")
+
+    def relay_urls(self) -> list[str]:
+        return []
+
 
 class FakeGroup:
     def __init__(self, endpoint: FakeEndpoint) -> None:
@@ -122,6 +129,10 @@ class FakeGroup:
 
     def __len__(self) -> int:
         return len(self.conns)
+
+    def datagram(self, payload: bytes) -> tuple[int, int]:
+        live = [conn for conn in self.conns if conn in self.endpoint.live]
+        return len(live), 0
 
     def send(self, frames: Sequence[bytes]) -> list[int]:
         refused = [conn for conn in self.conns if not self.endpoint.takes(conn)]

@@ -19,10 +19,12 @@ from types import ModuleType
 from typing import Any, Final, cast
 
 from broker import _gossip_ext as ext
+from broker.address_book import AddressBook
 from broker.config import AccessConfig, AdmissionConfig, HubConfig, LimitsConfig, ScopeConfig, TopicsConfig
 from broker.errors import FrameError
 from broker.hub.administration import administer
 from broker.hub.admission import Admission
+from broker.hub.dialling import Dialling
 from broker.hub.metrics import HubGauges, HubMetrics
 from broker.hub.operations import HubOperations
 from broker.hub.router import Router
@@ -118,7 +120,8 @@ class Play:
         endpoint = cast(ext.Endpoint, self.endpoint)
         self.admission = Admission(config, endpoint, clock=clock.time)
         self.router = Router(endpoint, config, _metrics(), self.admission)
-        administer(HubOperations(self.router), self.router, lambda secret: Ticket(NODES[0], secret=secret))
+        dialling = Dialling(self.router, AddressBook(None))
+        administer(HubOperations(self.router), self.router, lambda secret: Ticket(NODES[0], secret=secret), dialling)
         self.router.bind_loop(asyncio.get_running_loop())
         self.watch = Watch(config, self.endpoint, self.peers)
         self.last = 0

@@ -101,7 +101,7 @@ async def test_a_spoke_whose_hub_dies_goes_on_at_the_other(tmp_path: Path) -> No
         for number in range(20):
             await author.publish("x.y", number)
         assert details(await take(events, 20)) == list(range(20))
-        await until(lambda: two.node_id in reader._link._hubs)
+        await until(lambda: two.node_id in reader._link.hubs)
         one.router.endpoint.close()
         for number in range(20, 40):
             await author.publish("x.y", number)
@@ -194,8 +194,8 @@ async def test_without_an_invite_nobody_joins(tmp_path: Path) -> None:
 
 async def test_two_hubs_keep_one_connection(tmp_path: Path) -> None:
     async with two_hubs(tmp_path) as (one, two):
-        one._dial(Ticket(two.node_id, tuple(two.router.endpoint.addrs())))
-        two._dial(Ticket(one.node_id, tuple(one.router.endpoint.addrs())))
+        one._dials.keep(Ticket(two.node_id, tuple(two.router.endpoint.addrs())))
+        two._dials.keep(Ticket(one.node_id, tuple(one.router.endpoint.addrs())))
         await until(lambda: len(one.router.links.sessions()) == 1 == len(two.router.links.sessions()))
         async with (
             connect(one.ticket) as a,

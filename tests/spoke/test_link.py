@@ -40,6 +40,8 @@ class FakeEndpoint:
     def close_connection(self, conn: int, code: int, reason: str) -> None:
         self.ended.append((conn, code))
 
+    def stats(self, _conn: int) -> None: ...
+
     def close(self) -> None: ...
 
 
