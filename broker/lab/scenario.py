@@ -19,6 +19,12 @@ ACTIONS: Final = {
     "add": ("rate", "size"),
 }  # fmt: skip
 """What a step does, and what else it says."""
+BEGAN: Final = "$began"
+"""In a `see`: when the scenario began, in Unix seconds. `METRIC @ $began` is what it was then."""
+ENDING: Final = ("kill", "stop", "clock")
+"""Actions after which a process is another one."""
+AUTHORLESS: Final = ("hub1", "hub2", "hubs", "prometheus")
+"""Members that publish nothing and check nothing."""
 LINKS: Final = ("cut", "lose", "slow", "mend")
 """Actions that need namespaces."""
 
@@ -103,6 +109,19 @@ class Scenario(BaseModel):
         """The same with ``hub`` in the place of hub1, and the other way round."""
         text = self.model_dump_json(by_alias=True, exclude_unset=True)
         return self.model_validate_json(text.replace("hub1", "\0").replace(hub, "hub1").replace("\0", hub))
+
+    def since(self, began: float) -> Scenario:
+        """The same with the time when it began in each `see`."""
+        text = self.model_dump_json(by_alias=True, exclude_unset=True)
+        return self.model_validate_json(text.replace(BEGAN, f"{began:.3f}"))
+
+    @property
+    def same_authors(self) -> bool:
+        """Whether nodes and observer are the same processes all through, so that their counts can be compared."""
+        return all(
+            step.action != "add" and (step.action not in ENDING or getattr(step, step.action) in AUTHORLESS)
+            for step in self.steps
+        )
 
 
 def scenarios(file: Path = FILE) -> dict[str, Scenario]:
