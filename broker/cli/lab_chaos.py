@@ -37,7 +37,13 @@ Directory = Annotated[
 ]
 ScenarioNames = Annotated[
     list[str] | None,
-    typer.Option("--scenario", metavar="NAME", help="Repeatable. [default: all]", show_default=False),
+    typer.Option(
+        "--scenario",
+        envvar="BROKER_LAB_SCENARIOS",
+        metavar="NAME",
+        help="Repeatable. [default: all]",
+        show_default=False,
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Who is hit.")]
 

@@ -36,6 +36,8 @@ END_WITHIN: Final = 15.0
 """Seconds that a process gets to drain; then it is killed."""
 LOOKS: Final = 20
 LOOK: Final = 0.005
+INVITE_WITHIN: Final = 60.0
+"""Seconds for the command that asks the first hub for an invite, on a machine that starts many processes."""
 HTTP: Final = 9464
 UDP: Final = 4433
 PROMETHEUS: Final = 9090
@@ -125,7 +127,7 @@ class Cluster:
         return self.add(Member(name, "misfit", http, ["lab", "misfit", f"@{self.ticket(hub)}", kind]))
 
     def add_prometheus(self) -> Member | None:
-        """None where it is not installed. It reads every member that there is at its start; see `watch`."""
+        """None where it is not installed. It reads every member and itself; see `watch`."""
         program = shutil.which("prometheus")
         if program is None:
             return None
@@ -148,7 +150,7 @@ class Cluster:
         if folder.exists():
             rows = [
                 {"targets": [one.http], "labels": {"job": one.role, "node": one.name}}
-                for one in self.of("hub", "spoke", "observer")
+                for one in self.of("hub", "spoke", "observer", "prometheus")
             ]
             (folder / "targets.new").write_text(json.dumps(rows))
             (folder / "targets.new").replace(folder / "targets.json")
@@ -185,9 +187,13 @@ class Cluster:
         _wait_for(self.ticket("hub1"))
         key, file = self.data("hub1") / "admin.key", self.directory / "tickets" / f"{hub}.invite"
         command = ["invite", f"@{self.ticket('hub1')}", "--key", str(key), "--scopes", REALM_SCOPE, "--json"]
-        done = subprocess.run(
-            [sys.executable, "-m", "broker", *command], capture_output=True, text=True, timeout=END_WITHIN, check=False
-        )
+        asking = [sys.executable, "-m", "broker", *command]
+        try:
+            done = subprocess.run(asking, capture_output=True, text=True, timeout=INVITE_WITHIN, check=False)
+        except subprocess.TimeoutExpired:
+            raise UsageError(
+                f"hub1 gave no invite for {hub} within {INVITE_WITHIN:g} s; {self.log('hub1')} says why"
+            ) from None
         if done.returncode:
             raise UsageError(f"hub1 gives no invite: {done.stderr.strip()}")
         file.write_text(json.loads(done.stdout)["ticket"])
@@ -260,7 +266,9 @@ class Cluster:
         """Returns when it is gone; one that does not go is killed."""
         self.send(name, signal.SIGCONT)
         self.send(name, number)
-        deadline = time.monotonic() + END_WITHIN
+        self._gone(name, time.monotonic() + END_WITHIN)
+
+    def _gone(self, name: str, deadline: float) -> None:
         while self.running(name):
             if time.monotonic() > deadline:
                 self.send(name, signal.SIGKILL)
@@ -274,8 +282,9 @@ class Cluster:
         for member in order:
             self.send(member.name, signal.SIGCONT)
             self.send(member.name, signal.SIGTERM)
+        deadline = time.monotonic() + END_WITHIN  # one for all: they drain at the same time
         for member in order:
-            self.end(member.name)
+            self._gone(member.name, deadline)
         if self.network is not None:
             self.network.down()
         for member in self.of("hub"):
@@ -301,10 +310,10 @@ class Cluster:
 
 
 def _wait_for(file: Path) -> None:
-    deadline = time.monotonic() + END_WITHIN
+    deadline = time.monotonic() + INVITE_WITHIN
     while not file.exists():
         if time.monotonic() > deadline:
-            raise UsageError(f"the first hub did not write {file} within {END_WITHIN:g} s; its log says why")
+            raise UsageError(f"the first hub did not write {file} within {INVITE_WITHIN:g} s; its log says why")
         time.sleep(0.05)
 
 

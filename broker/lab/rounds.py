@@ -55,8 +55,9 @@ class Rounds:
         return busiest(self._prometheus) == self.hub
 
     def draw(self, number: int) -> Scenario:
-        """The scenario of round ``number``."""
-        return random.Random(f"{self._seed} {self.hub} {number}").choice(self._known)
+        """The scenario of round ``number``: each once, in an order drawn by the seed, before any comes again."""
+        turn, place = divmod(number, len(self._known))
+        return random.Random(f"{self._seed} {self.hub} {turn}").sample(self._known, len(self._known))[place]
 
     def begin(self, number: int, say: Callable[[str], None], stop: threading.Event) -> Chaos:
         """Round ``number``, about to be done."""

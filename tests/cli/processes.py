@@ -27,14 +27,16 @@ def environment(**more: str) -> dict[str, str]:
     return {**clean, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **more}
 
 
-def broker(*args: object, input: str = "", cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+def broker(
+    *args: object, input: str = "", cwd: Path | None = None, patience: float = PATIENCE, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end."""
     return subprocess.run(
         [*COMMAND, *map(str, args)],
         input=input,
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=patience,
         cwd=cwd,
         env=environment(**env),
         check=False,

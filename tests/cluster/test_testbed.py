@@ -13,6 +13,9 @@ from tests.cluster.testbed import Testbed, run, until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 
+CHAOS_PATIENCE = 300.0
+"""Seconds for two scenarios: each may take its SETTLE three times (broker/lab/chaos.py)."""
+
 
 @pytest.fixture(scope="module")
 def testbed() -> Iterator[Testbed]:
@@ -89,13 +92,13 @@ def test_a_hub_that_is_killed_comes_back_and_nothing_is_lost(testbed: Testbed) -
 
 
 def test_the_chaos_profile_breaks_hubs_and_says_so(testbed: Testbed) -> None:
-    """From inside the hubs' containers; the hub that is hit changes, since its nodes go to the other."""
+    """From inside the hubs' containers, a hub is killed or paused, twice: the one that most nodes are at."""
     testbed.compose("--profile", "chaos", "up", "-d", "--no-build", "--no-recreate", "chaos1", "chaos2")
     until(lambda: testbed.query("broker_chaos_active == 1"), "something is being broken, and Prometheus knows what")
-    ended = "sum by (judgement) (broker_chaos_scenarios_total)"
-    until(lambda: sum(value for _, value in testbed.query(ended)) >= 2, "two scenarios are over")
+    ended = "broker_chaos_scenarios_total"
+    until(lambda: testbed.value(f"sum({ended})") >= 2, "two scenarios are over", CHAOS_PATIENCE)
     assert testbed.value('sum(broker_chaos_scenarios_total{judgement="failed"})') == 0, testbed.compose(
-        "logs", "chaos1"
+        "logs", "--no-color", "chaos1", "chaos2"
     )
     testbed.compose("--profile", "chaos", "stop", "chaos1", "chaos2")
     until(lambda: not testbed.query('up{job="chaos"}'), "whoever broke things is gone from Prometheus")

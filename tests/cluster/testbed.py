@@ -65,6 +65,7 @@ class Testbed:
             "HUB_PORT": str(free_port()),
             "SPOKES": "3",
             "CHAOS_REST": "0",
+            "CHAOS_SCENARIOS": "kill-hub pause-hub",
         }
 
     def compose(self, *arguments: str) -> str:

@@ -140,7 +140,7 @@ def _kill_group(process: subprocess.Popen[Any]) -> None:
 class Document:
     """The state that the blocks of one document share. Use as a context manager: it ends what was started."""
 
-    def __init__(self, directory: Path, *, makefile: str = "", timeout: float = 30.0) -> None:
+    def __init__(self, directory: Path, *, makefile: str = "", timeout: float = 90.0) -> None:
         self.directory, self.makefile, self.timeout = directory, makefile, timeout
         self.cwd = directory / "work"
         self._state = directory / "state"

@@ -79,7 +79,9 @@ async def families(address: str) -> dict[str, Metric]:
 
 
 def count(families: dict[str, Metric]) -> int:
-    return sum(len(family.samples) for family in families.values())
+    """Series, without those of connections that have no path: these come and go while connections begin and end."""
+    samples = (sample for family in families.values() for sample in family.samples)
+    return sum(sample.labels.get("path") != "none" for sample in samples)
 
 
 async def get(sku: str) -> str:

@@ -67,6 +67,7 @@ def test_the_seed_says_what_is_done() -> None:
     assert drawn("hub1", 3) != drawn("hub1", 4)
     assert drawn("hub1", 3) != drawn("hub2", 3)
     assert set(drawn("hub1", 3)) <= HERE
+    assert set(drawn("hub1", 3)[: len(HERE)]) == HERE, "each once before any comes again"
 
 
 def test_a_scenario_that_cannot_be_done_here_is_refused() -> None:

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from broker.errors import UsageError
+from broker.lab import cluster
+from broker.lab.cluster import Cluster
 from tests.cli.processes import broker, rows
 from tests.cli.test_lab import until
+
+pytestmark = pytest.mark.timeout(180)
+"""A lab and five commands, each a process."""
+
+
+LAB_PATIENCE = 90.0
+
+
+def lab(*args: object) -> subprocess.CompletedProcess[str]:
+    return broker("lab", *args, patience=LAB_PATIENCE)
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "lab"
     if (tmp_path / "lab/state.json").exists():
-        broker("lab", "down", "--dir", tmp_path / "lab")
+        lab("down", "--dir", tmp_path / "lab")
 
 
 def _alive(pid: int) -> bool:
@@ -25,7 +40,7 @@ def _alive(pid: int) -> bool:
 
 
 def test_a_lab_comes_up_and_leaves_nothing_but_logs(directory: Path) -> None:
-    up = broker("lab", "up", "--plain", "--spokes", 2, "--hubs", 1, "--dir", directory, "--json")
+    up = lab("up", "--plain", "--spokes", 2, "--hubs", 1, "--dir", directory, "--json")
     assert up.returncode == 0, up.stderr
     members = {row["name"]: row for row in rows(up.stdout)}
     assert {"hub1", "spoke1", "spoke2", "observer"} <= set(members)
@@ -40,32 +55,51 @@ def test_a_lab_comes_up_and_leaves_nothing_but_logs(directory: Path) -> None:
         return sum(counts) > 3
 
     until(received)
-    again = broker("lab", "up", "--plain", "--dir", directory)
+    again = lab("up", "--plain", "--dir", directory)
     assert (again.returncode, "there is a lab" in again.stderr) == (2, True)
-    status = rows(broker("lab", "status", "--dir", directory, "--json").stdout)
+    status = rows(lab("status", "--dir", directory, "--json").stdout)
     assert all(row["running"] for row in status)
-    down = broker("lab", "down", "--dir", directory)
+    down = lab("down", "--dir", directory)
     assert down.returncode == 0, down.stderr
     assert not any(_alive(row["pid"]) for row in status)
     assert [path.name for path in directory.iterdir()] == ["logs"]
 
 
+def _replace_pid(directory: Path, name: str, pid: int) -> int:
+    """In the lab's memory. Returns what was there."""
+    file = directory / "state.json"
+    state = json.loads(file.read_text())
+    (member,) = (row for row in state["members"] if row["name"] == name)
+    before, member["pid"] = int(member["pid"]), pid
+    file.write_text(json.dumps(state))
+    return before
+
+
 def test_a_process_of_somebody_else_is_not_ended(directory: Path) -> None:
-    up = broker("lab", "up", "--plain", "--spokes", 1, "--hubs", 1, "--dir", directory, "--json")
+    up = lab("up", "--plain", "--spokes", 1, "--hubs", 1, "--dir", directory, "--json")
     assert up.returncode == 0, up.stderr
-    state = directory / "state.json"
-    pid = rows(up.stdout)[0]["pid"]
-    state.write_text(state.read_text().replace(f'"pid": {pid}', f'"pid": {os.getpid()}'))
-    status = {row["name"]: row for row in rows(broker("lab", "status", "--dir", directory, "--json").stdout)}
+    pid = _replace_pid(directory, "hub1", os.getpid())
+    status = {row["name"]: row for row in rows(lab("status", "--dir", directory, "--json").stdout)}
     assert not status["hub1"]["running"]
-    state.write_text(state.read_text().replace(f'"pid": {os.getpid()}', f'"pid": {pid}'))
-    assert broker("lab", "down", "--dir", directory).returncode == 0
+    _replace_pid(directory, "hub1", pid)
+    assert lab("down", "--dir", directory).returncode == 0
 
 
 def test_no_lab_no_scenario_no_plain_links(directory: Path) -> None:
-    missing = broker("lab", "down", "--dir", directory)
+    missing = lab("down", "--dir", directory)
     assert (missing.returncode, "`broker lab up` makes one" in missing.stderr) == (2, True)
-    unknown = broker("lab", "chaos", "--scenario", "sunshine", "--dir", directory)
+    unknown = lab("chaos", "--scenario", "sunshine", "--dir", directory)
     assert (unknown.returncode, "there is no scenario sunshine" in unknown.stderr) == (2, True)
-    listed = rows(broker("lab", "chaos", "--list", "--json").stdout)
+    listed = rows(lab("chaos", "--list", "--json").stdout)
     assert len(listed) >= 20
+
+
+def test_a_hub_that_gives_no_invite_in_time_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "INVITE_WITHIN", 0.01)
+    built = Cluster(tmp_path, network=None)
+    with pytest.raises(UsageError, match=r"did not write .*tickets/hub1 within 0\.01 s"):
+        built.invite("hub2")
+    built.ticket("hub1").parent.mkdir()
+    built.ticket("hub1").write_text("x")
+    with pytest.raises(UsageError, match=r"gave no invite for hub2 within 0\.01 s; .*logs/hub1\.log says why"):
+        built.invite("hub2")
