@@ -13,6 +13,7 @@ from grafana.panel import Board, Panel
 __all__ = ["BOARDS"]
 
 
+AT_BOTH: Final = "Each hub counts what comes to it: an event that gossip brings to two hubs is counted at both."
 HUBS: Final = {"instance": "broker_build_info"}
 
 OVERVIEW: Final = Board(
@@ -21,15 +22,27 @@ OVERVIEW: Final = Board(
     text="Is it healthy, who is slow, what was lost.",
     rows={
         "Health": [
-            Panel(title="Hubs up", unit="none", kind="stat", width=4, queries={"hubs": 'sum(up{job="hub"})'}),
+            Panel(
+                title="Hubs down",
+                unit="none",
+                kind="stat",
+                width=4,
+                bad=1,
+                queries={
+                    "hubs": 'count(last_over_time(up{job="hub"}[5m]) unless on (job, node) (up{job="hub"} == 1))'
+                    " or vector(0)"
+                },
+                text="Of those that were there in the last five minutes.",
+            ),
             Panel(
                 title="Targets down",
                 unit="none",
                 kind="stat",
                 width=4,
                 bad=1,
-                queries={"down": "sum(1 - up)"},
-                text="Targets that Prometheus cannot reach.",
+                queries={"down": "count(last_over_time(up[5m]) unless (up == 1)) or vector(0)"},
+                text="Targets that Prometheus cannot reach, and those that have vanished in the last five minutes:"
+                " a container that is gone has no address any more.",
             ),
             Panel(
                 title="Spokes connected",
@@ -48,14 +61,13 @@ OVERVIEW: Final = Board(
                 text="As the observer sees it.",
             ),
             Panel(
-                title="Sequences complete or repaired",
-                unit="percentunit",
+                title="Sequences lost or unknown",
+                unit="none",
                 kind="stat",
                 width=4,
-                queries={
-                    "whole": 'sum(broker_observer_sequences{verdict=~"complete|repaired"})'
-                    " / sum(broker_observer_sequences)"
-                },
+                bad=1,
+                queries={"not whole": 'sum(broker_observer_sequences{verdict=~"lost|unknown"})'},
+                text="As the observer sees it; all others are complete, repaired, or still waited for.",
             ),
             Panel(
                 title="Alerts firing",
@@ -75,6 +87,7 @@ OVERVIEW: Final = Board(
                 queries={
                     "{{instance}} {{carrier}}": "sum by (instance, carrier) (rate(broker_events_published_total[30s]))"
                 },
+                text=AT_BOTH,
             ),
             Panel(
                 title="Deliveries",
@@ -138,6 +151,7 @@ TOPICS: Final = Board(
                 queries={
                     "{{topic}}": 'topk(20, sum by (topic) (rate(broker_events_published_total{topic=~"$topic"}[30s])))'
                 },
+                text=AT_BOTH,
             ),
             Panel(
                 title="Delivered by topic",

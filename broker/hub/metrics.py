@@ -97,6 +97,8 @@ class _Calls:
         # Names that nobody offers would let any caller use the labels up.
         if code in ("OPERATION_NOT_FOUND", "ACCESS_DENIED") or len(self._operations) >= self._limit:
             return self._other
+        if operation == OTHER:  # an operation of that name shares the series of the rest
+            return self._other
         return self._operations.setdefault(operation, _Operation())
 
     def families(self, prefix: str) -> Iterator[Metric]:

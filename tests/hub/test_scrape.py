@@ -20,6 +20,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from broker.cli.spoke_http import spoke_http
 from broker.hub.extension_metrics import socket_counts
+from broker.hub.metrics import _Calls
 from tests.cluster.testbed import free_port
 from tests.rig import PATIENCE, Numbers, a_hub, a_peer, serving, spokes, until
 
@@ -268,3 +269,13 @@ async def test_promtool_finds_nothing_in_a_hubs_page() -> None:
     promtool = ["promtool", "check", "metrics"]
     done = await asyncio.to_thread(subprocess.run, promtool, input=text.encode(), capture_output=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+
+
+def test_an_operation_named_as_the_rest_is_shares_its_series() -> None:
+    """Two series of one name and labels make the whole page unreadable to Prometheus."""
+    calls = _Calls(5)
+    calls.ended("other", "OK", 0.1)
+    calls.ended("nobody.has", "OPERATION_NOT_FOUND", 0.1)
+    told = [(one.name, *sorted(one.labels.items())) for family in calls.families("broker") for one in family.samples]
+    assert len(told) == len(set(told))
+    assert ("broker_calls_total", ("code", "OK"), ("operation", "other")) in told
