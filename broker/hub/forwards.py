@@ -21,6 +21,8 @@ RUN_BYTES: Final = 262_144
 """Events of one author handed over at a time, and their bytes: so that a queue that is not full takes them."""
 MAX_WAITING: Final = 8_192
 """Events that wait for room in gossip: two authors' full windows."""
+MAX_WAITING_BYTES: Final = 8 * 1024 * 1024
+"""Their bytes: that many events of 1 KB."""
 
 STREAM_HEADS: Final = (1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0, 10.0)
 """Seconds between the heads of an author that cannot tell them itself, after its last event; then it is silent."""
@@ -43,7 +45,7 @@ class Forwards:
 
     def __init__(self) -> None:
         self._runs: deque[_Run] = deque()
-        self._waiting = 0
+        self._waiting = self._bytes = 0
         self.left_out = 0
 
     def __len__(self) -> int:
@@ -58,13 +60,16 @@ class Forwards:
         run.frames.append(frame)
         run.size += len(frame)
         self._waiting += 1
-        while self._waiting > MAX_WAITING:
-            self._drop()
+        self._bytes += len(frame)
+        while self._waiting > MAX_WAITING or self._bytes > MAX_WAITING_BYTES:
+            self.left_out += self._take_first()
 
-    def _drop(self) -> None:
+    def _take_first(self) -> int:
+        """The first run waits no more. Returns its events."""
         gone = self._runs.popleft()
         self._waiting -= len(gone.frames)
-        self.left_out += len(gone.frames)
+        self._bytes -= gone.size
+        return len(gone.frames)
 
     def flush(self, swarm: ext.Swarm, others: Iterable[ext.Swarm] = ()) -> bool:
         """Hands over what there is. ``others``: swarms that are being left, which get it if they have room. False:
@@ -76,8 +81,7 @@ class Forwards:
                 return False
             for other in others:
                 other.publish(epoch, run.first, run.frames, author=author)
-            self._runs.popleft()
-            self._waiting -= len(run.frames)
+            self._take_first()
         return True
 
 

@@ -69,6 +69,23 @@ def test_what_waits_is_bounded_and_the_oldest_is_left_out(monkeypatch: pytest.Mo
     assert swarm.taken[0] == ("author", RUN_EVENTS + 1, RUN_EVENTS)
 
 
+def test_what_waits_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwards, "MAX_WAITING_BYTES", 3_000)
+    one, swarm = Forwards(), FakeSwarm(0)
+    for key, seq in ((KEY, 1), (OTHER, 1), (KEY, 2), (OTHER, 2)):
+        one.add(key, seq, b"x" * 1_000)
+    assert one.left_out == 1, "the oldest"
+    assert len(one) == 3
+    swarm.room = 10**6
+    assert flush(one, swarm)
+    assert swarm.taken == [("other", 1, 1), ("author", 2, 1), ("other", 2, 1)]
+    for seq in range(3, 6):
+        one.add(KEY, seq, b"x" * 1_000)
+    assert one.left_out == 1, "what was handed over does not count any more"
+    one.add(OTHER, 3, b"x" * 3_001)
+    assert (one.left_out, len(one)) == (5, 0), "one that is larger than the bound is left to repair"
+
+
 def test_an_end_is_told_at_growing_intervals_and_then_no_more() -> None:
     one = Heads()
     one.moved(KEY, 7, 0.0, gossips=False)
