@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.protocol.carrier import LEAST_SUBSCRIBERS, QUIET, Budget, Carrier, Load
+from broker.protocol.carrier import LEAST_COST, LEAST_SUBSCRIBERS, QUIET, Budget, Carrier, Load, weigh
 from broker.protocol.pacing import CALM, FIRST, LEAST, MOST, Pacing
 
 BUDGET = Budget(uplink_bytes=1_000_000, deliveries=10_000)
@@ -81,6 +81,60 @@ def test_it_never_moves_more_often_than_once_in_ten_seconds_and_back(steps: list
     assert all(back - there >= QUIET for there, back in zip(moves[::2], backs, strict=False))
     assert one.gossip == (len(moves) % 2 == 1)
     assert one.switches == len(moves)
+
+
+def part(cost: float) -> Load:
+    """Streams that cost this part of the budget."""
+    return load(10, size=cost * BUDGET.uplink_bytes / 10)
+
+
+def test_many_topics_that_are_each_within_the_budget_are_not_together() -> None:
+    carriers = {f"{number:03}": Carrier("auto", BUDGET) for number in range(100)}
+    moved = weigh([(topic, one, part(0.9)) for topic, one in carriers.items()], BUDGET, 0.0)
+    assert len(moved) == 99
+    assert sum(not one.gossip for one in carriers.values()) == 1
+
+
+def test_the_dearest_leave_first_and_what_is_not_worth_a_swarm_stays() -> None:
+    costs = {"a": 0.5, "b": 0.6, "c": 0.3, "d": LEAST_COST / 2}
+    carriers = {topic: Carrier("auto", BUDGET) for topic in costs}
+    assert weigh([(topic, carriers[topic], part(cost)) for topic, cost in costs.items()], BUDGET, 0.0) == ["b"]
+    cheap = [(str(number), Carrier("auto", BUDGET), part(LEAST_COST * 0.9)) for number in range(200)]
+    assert weigh(cheap, BUDGET, 0.0) == []
+
+
+def test_the_cheapest_come_back_first_as_long_as_there_is_room() -> None:
+    carriers = {topic: Carrier("auto", BUDGET) for topic in "abc"}
+    for one in carriers.values():
+        one.found()
+    costs = {"a": 0.2, "b": 0.05, "c": 0.1}
+    topics = [(topic, carriers[topic], part(cost)) for topic, cost in costs.items()]
+    assert weigh(topics, BUDGET, 0.0) == []
+    assert weigh(topics, BUDGET, QUIET) == ["b", "c"], "with a third they would cost more than a third of the budget"
+
+
+@given(st.lists(st.tuples(st.floats(0, 3), st.integers(0, 20), st.booleans()), max_size=30))
+def test_together_streams_stay_within_the_budget_and_none_moves_that_need_not(
+    topics: list[tuple[float, int, bool]],
+) -> None:
+    carriers = [Carrier("auto", BUDGET) for _ in topics]
+    loads = [load(many, size=cost * BUDGET.uplink_bytes / max(many, 1)) for cost, many, _ in topics]
+    for one, (_, _, gossip) in zip(carriers, topics, strict=True):
+        if gossip:
+            one.found()
+    rows = [(str(index), one, its) for index, (one, its) in enumerate(zip(carriers, loads, strict=True))]
+    moved = {int(topic) for topic in weigh(rows, BUDGET, 0.0)}
+    assert not any(topics[index][2] for index in moved), "nobody goes back before QUIET"
+    costs = [its.cost(BUDGET) for its in loads]
+    streams = [index for index, one in enumerate(carriers) if not one.gossip]
+    could = [index for index in streams if costs[index] >= LEAST_COST and topics[index][1] >= LEAST_SUBSCRIBERS]
+    left = sum(costs[index] for index in streams)
+    assert left <= 1.0 + 1e-9 or not could
+    if moved:
+        cheapest = min(costs[index] for index in moved)
+        assert all(costs[index] <= cheapest for index in could), "the dearest first"
+        assert left + cheapest > 1.0 - 1e-9
+    assert not set(weigh(rows, BUDGET, 0.0)), "asked again, it is the same"
 
 
 def test_a_window_grows_by_what_was_acknowledged_and_falls_to_half_in_trouble() -> None:
