@@ -69,6 +69,11 @@ def administer(
         node_id = _node_of(input)
         if node_id in (caller, router.endpoint.node_id):
             raise ValidationFailed("neither yourself nor the hub: nobody could take that back")
+        if node_id in router.swarms.realm.others:
+            raise ValidationFailed(
+                "this is a hub of the realm, and knows its secret: a ban would keep nothing from it. Stop it, and give "
+                "the others a new realm (docs/operations.md)"
+            )
         ended = len(router.by_node.get(node_id, ()))
         changed = admission.ban(node_id)
         return {"node_id": node_id, "changed": changed, "connections": ended, "durable": admission.durable}

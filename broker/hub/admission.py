@@ -27,7 +27,9 @@ from broker import _gossip_ext as ext
 from broker.config import HubConfig, scope_name
 from broker.errors import ConfigError, ExecutionFailed, ValidationFailed
 from broker.keys import write_atomically
+from broker.protocol import bans
 from broker.protocol.access import MAX_ENTRIES, Grant, Policy, Scope
+from broker.protocol.bans import Bans
 from broker.protocol.wire import REALM_SCOPE
 
 __all__ = ["Admission", "Invite", "State", "read_admissions"]
@@ -66,7 +68,8 @@ class State:
 
     admitted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Scopes by NodeId."""
-    banned: frozenset[str] = frozenset()
+    bans: Bans = field(default_factory=dict)
+    """Of those that are banned or were: the numbers of decisions (protocol/bans.py)."""
     invites: tuple[Invite, ...] = ()
 
 
@@ -141,18 +144,21 @@ class Admission:
         state = self._state
         return {
             "admitted": {node_id: list(scopes) for node_id, scopes in state.admitted.items()},
-            "banned": sorted(state.banned),
+            "banned": sorted(bans.banned(state.bans)),
+            "bans": dict(state.bans),
         }
 
     def merge(self, detail: Mapping[str, Any]) -> bool:
-        """Takes over what another hub has told. Whom one of them bans all ban; a ban is taken back at each. Whether
-        anything is another now. ValueError when it is malformed."""
+        """Takes over what another hub has told: who is admitted there, and who is banned or is not any more. A hub of
+        the realm is not banned by another. Whether anything is another now. ValueError when it is malformed."""
         admitted = {_node_id(one): _names(scopes) for one, scopes in detail["admitted"].items()}
-        banned = frozenset(map(_node_id, detail["banned"])) - self._hubs
         state = self._state
-        state = replace(state, admitted={**admitted, **state.admitted}, banned=state.banned | banned)
-        if max(len(state.admitted), len(state.banned)) > MAX_ENTRIES:
-            raise ValueError(f"more than {MAX_ENTRIES} NodeIds")
+        told = bans.numbered(state.bans, detail["banned"], detail.get("bans"))
+        told = {_node_id(one): number for one, number in told.items() if one not in self._hubs}
+        merged = bans.merge(state.bans, told, MAX_ENTRIES)
+        state = replace(state, admitted={**admitted, **state.admitted}, bans=merged)
+        if len(state.admitted) > MAX_ENTRIES:
+            raise ValueError(f"more than {MAX_ENTRIES} NodeIds are admitted")
         if state == self._state:
             return False
         self._take(state)
@@ -207,10 +213,11 @@ class Admission:
         """False when it was banned already. It counts even if it cannot be written; then this raises."""
         if len(self.policy.deny) >= MAX_ENTRIES and node_id not in self.policy.deny:
             raise ExecutionFailed(f"{MAX_ENTRIES} NodeIds are banned, which is the limit")
-        if node_id in self._state.banned:
+        decided = bans.decide(self._state.bans, node_id, True)
+        if decided == self._state.bans:
             return False
         try:
-            self._take(replace(self._state, banned=self._state.banned | {node_id}))
+            self._take(replace(self._state, bans=decided))
         except ValueError:
             raise ValidationFailed("64 hex digits, but no NodeId: no key has them") from None
         self._save(self._state)
@@ -220,9 +227,10 @@ class Admission:
         """False when it was not banned."""
         if node_id in self._config.admission.deny:
             raise ValidationFailed("this NodeId is denied by the hub's config (admission.deny), and only there")
-        if node_id not in self._state.banned:
+        decided = bans.decide(self._state.bans, node_id, False)
+        if decided == self._state.bans:
             return False
-        self._become(replace(self._state, banned=self._state.banned - {node_id}))
+        self._become(replace(self._state, bans=bans.trimmed(decided, MAX_ENTRIES)))
         return True
 
     def _become(self, state: State) -> None:
@@ -256,7 +264,7 @@ class Admission:
         self.policy = Policy(
             open=config.open,
             allow=frozenset(config.admission.allow).union(state.admitted, self._hubs),
-            deny=frozenset(config.admission.deny) | state.banned,
+            deny=frozenset(config.admission.deny) | bans.banned(state.bans),
             admins=self._admins,
             scopes=self._scopes,
             nodes=self._nodes(),
@@ -300,7 +308,8 @@ class Admission:
             return
         content = {
             "admitted": {node_id: {"scopes": scopes} for node_id, scopes in state.admitted.items()},
-            "banned": sorted(state.banned),
+            "banned": sorted(bans.banned(state.bans)),
+            "bans": state.bans,
             "invites": [{"hash": one.hash, "scopes": one.scopes, "expires": one.expires} for one in state.invites],
         }
         try:
@@ -346,7 +355,7 @@ def read_admissions(path: Path) -> State:
         value = orjson.loads(path.read_bytes())
         return State(
             admitted={_node_id(node_id): _names(row["scopes"]) for node_id, row in value["admitted"].items()},
-            banned=frozenset(map(_node_id, value["banned"])),
+            bans=_bans(value["banned"], value.get("bans")),
             invites=tuple(
                 Invite(hash=str(row["hash"]), scopes=_names(row["scopes"]), expires=float(row["expires"]))
                 for row in value["invites"]
@@ -366,6 +375,14 @@ def _node_id(value: Any) -> str:
     if not isinstance(value, str) or not _NODE_ID.fullmatch(value):
         raise ValueError(f"{str(value)[:80]!r} is not a NodeId")
     return value
+
+
+def _bans(names: list[Any], known: Any) -> dict[str, int]:
+    """Of a file, which somebody may have edited: the list is what counts."""
+    banned = frozenset(map(_node_id, names))
+    numbers = bans.numbered({}, names, known)
+    every = {_node_id(one): numbers.get(one, 0) for one in (*numbers, *names)}
+    return {one: number + (number % 2 != (one in banned)) for one, number in every.items()}
 
 
 def _names(value: Any) -> tuple[str, ...]:
