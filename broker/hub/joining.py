@@ -12,7 +12,9 @@ from typing import Any, Final
 from broker import _gossip_ext as ext
 from broker.border import attach, explain
 from broker.errors import ConnectError, FrameError, Refused, Unreachable
+from broker.hub.realm_links import MAX_TOLD
 from broker.protocol.codec import decode, encode
+from broker.protocol.parts import Gathered
 from broker.protocol.ticket import Ticket
 from broker.protocol.wire import PROTOCOL_VERSION, REALM, CloseCode
 
@@ -47,6 +49,7 @@ class _Asking:
     def __init__(self, endpoint: ext.Endpoint, ticket: Ticket, own: Ticket) -> None:
         self._endpoint, self._ticket, self._own = endpoint, ticket, own
         self._conn: int | None = None
+        self._told = Gathered(MAX_TOLD)
         self.answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
     def close(self) -> None:
@@ -71,13 +74,14 @@ class _Asking:
         for frame in frames:
             try:
                 message = decode(frame)
-            except FrameError as error:
+                detail = message.detail
+                if conn != self._conn or message.type != "hub.realm" or not isinstance(detail, dict):
+                    continue
+                if (whole := self._told.add(detail)) is not None and "secret" in whole and not self.answer.done():
+                    self.answer.set_result(whole)
+            except (FrameError, ValueError) as error:
                 self._fail(Unreachable(f"the hub to join broke the protocol: {error}"))
                 return
-            detail = message.detail
-            told = message.type == "hub.realm" and isinstance(detail, dict) and "secret" in detail
-            if told and conn == self._conn and not self.answer.done():
-                self.answer.set_result(detail)
 
     def closed(self, conn: int, code: int | None, reason: str, remote: bool) -> None:
         if conn == self._conn:

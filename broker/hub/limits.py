@@ -10,17 +10,21 @@ and the call table's own.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from broker.protocol.answering import Refused
+from broker.protocol.codec import decode, encode
 from broker.protocol.wire import CloseCode
 
 if TYPE_CHECKING:
     from broker.hub.router import Router
     from broker.hub.session import Session
 
-__all__ = ["MOST_AHEAD", "Bucket", "Limits"]
+__all__ = ["LOOK_INTERVAL", "MOST_AHEAD", "Bucket", "Limits"]
+
+log = logging.getLogger("broker.hub")
 
 MOST_AHEAD: Final = 65_536
 """Events that an author may be ahead of its rate: 16 topics' buffers of a spoke (protocol/publication.py)."""
@@ -117,6 +121,16 @@ class Limits:
             message = f"this NodeId has {most} subscriptions, which is the limit (limits.subscriptions_per_node)"
             self._router.complain(session.peer, "LIMIT", message, pattern, "subscribe")
         return [pattern for pattern in patterns if pattern not in refused]
+
+    # Frames.
+
+    def too_large(self, session: Session, frame: bytes) -> bytes:
+        """What is sent instead of a frame that is above the limit: that there was one."""
+        self._count("frame_bytes")
+        most = self._config.max_frame_bytes
+        what = f"{decode(frame).type} has {len(frame)} bytes, a frame at most {most} (limits.max_frame_bytes)"
+        log.error("not sent to %s: %s", session.name, what)
+        return encode("hub.error", {"code": "LIMIT", "message": what, "about": None})
 
     # The publish rate.
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from broker import _gossip_ext as ext
 from broker.hub.session import Session
-from broker.protocol.codec import encode
+from broker.protocol.parts import parts
 from broker.protocol.registration import GossipPlace
 from broker.protocol.wire import CloseCode
 
@@ -27,18 +27,19 @@ GATHER: Final = 0.05
 million messages."""
 AWAY: Final = 60.0
 """Seconds that a peer without a connection is kept: twice the longest pause between attempts to reconnect."""
-IDS_A_MESSAGE: Final = 5_000
-"""A third of a frame."""
 MAX_REMOTE: Final = 20_000
 """Peers of another hub."""
 ENDED: Final = (CloseCode.BANNED, CloseCode.KICKED, CloseCode.NOT_ADMITTED)
 
 
 class Peers:
-    """All peers of a hub. ``queue`` hands an encoded message to a connection, in order with its other messages."""
+    """All peers of a hub. ``queue`` hands an encoded message to a connection, in order with its other messages; it has
+    at most ``most`` bytes."""
 
-    def __init__(self, endpoint: ext.Endpoint, hubs: Iterable[str], queue: Callable[[int, bytes], None]) -> None:
-        self._endpoint, self._queue = endpoint, queue
+    def __init__(
+        self, endpoint: ext.Endpoint, hubs: Iterable[str], queue: Callable[[int, bytes], None], *, most: int
+    ) -> None:
+        self._endpoint, self._queue, self._most = endpoint, queue, most
         self._hubs: tuple[str, ...] = ()
         self.sessions: dict[int, Session] = {}
         """Connections of spokes that can gossip."""
@@ -62,21 +63,24 @@ class Peers:
         for known in self._remote.values():
             yield from known
 
-    def heard(self, hub: str, add: list[str], remove: list[str], full: bool, now: float) -> None:
-        """Another hub tells of its peers; they are this hub's spokes' peers too."""
+    def heard(self, hub: str, add: list[str], remove: list[str], full: bool, now: float) -> int:
+        """Another hub tells of its peers; they are this hub's spokes' peers too. Returns for how many is no room."""
         before = set(self.node_ids())
         known = self._remote.setdefault(hub, {})
         if full:
             known.clear()
         for node_id in remove:
             known.pop(node_id, None)
-        known.update(dict.fromkeys(add[: MAX_REMOTE - len(known)]))
+        new = [node_id for node_id in dict.fromkeys(add) if node_id not in known]
+        room = MAX_REMOTE - len(known)
+        known.update(dict.fromkeys(new[:room]))
         after = set(self.node_ids())
         for node_id in before - after:
             self._forget(node_id)
         self._endpoint.admit_peers(list(after - before), list(before - after))
         for node_id in after - before:
             self._add(node_id, now)
+        return max(len(new) - room, 0)
 
     def hubs_changed(self, hubs: Iterable[str], now: float) -> None:
         """The realm has other hubs now."""
@@ -169,13 +173,12 @@ class Peers:
         if gathered:
             self._added.clear()
         self._removed.clear()
-        for first in range(0, max(len(add), len(remove)), IDS_A_MESSAGE):
-            detail = {"add": add[first : first + IDS_A_MESSAGE], "remove": remove[first : first + IDS_A_MESSAGE]}
-            frame = encode("hub.peers", {**detail, "full": False})
-            own = {**detail, "add": [one for one in detail["add"] if one in self._places], "full": False}
-            for peer, session in self.sessions.items():
-                # Hubs tell each other of their own peers alone, or a NodeId would never be forgotten.
-                self._queue(peer, encode("hub.peers", own) if session.hub else frame)
+        frames = self._frames(add, remove, full=False)
+        # Hubs tell each other of their own peers alone, or a NodeId would never be forgotten.
+        own = self._frames([one for one in add if one in self._places], remove, full=False)
+        for peer, session in self.sessions.items():
+            for frame in own if session.hub else frames:
+                self._queue(peer, frame)
 
     def tick(self, now: float) -> None:
         """Forgets those that have been away for long. Who is at another hub by now stays a peer."""
@@ -194,6 +197,9 @@ class Peers:
 
     def _tell_all_of_them(self, session: Session) -> None:
         ids = list(self._places) if session.hub else [*self._hubs, *self.node_ids()]
-        for first in range(0, len(ids), IDS_A_MESSAGE):
-            detail = {"add": ids[first : first + IDS_A_MESSAGE], "remove": [], "full": first == 0}
-            self._queue(session.peer, encode("hub.peers", detail))
+        for frame in self._frames(ids, [], full=True):
+            self._queue(session.peer, frame)
+
+    def _frames(self, add: list[str], remove: list[str], *, full: bool) -> list[bytes]:
+        detail = {"add": add, "remove": remove, "full": full}
+        return parts("hub.peers", detail, self._most, cut=("add", "remove"), rest={"full": False})

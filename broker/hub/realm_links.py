@@ -15,8 +15,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from broker.errors import FrameError, TicketError, TopicError
+from broker.hub.realm import MAX_KEPT
 from broker.hub.session import Session
+from broker.protocol.access import MAX_ENTRIES
 from broker.protocol.codec import Message
+from broker.protocol.parts import MORE, Gathered, parts
 from broker.protocol.place import origin
 from broker.protocol.registration import parse
 from broker.protocol.ticket import Ticket
@@ -26,11 +29,13 @@ if TYPE_CHECKING:
     from broker.hub.router import Router
     from broker.hub.swarm import TopicSwarm
 
-__all__ = ["RealmLinks"]
+__all__ = ["MAX_TOLD", "RealmLinks"]
 
 log = logging.getLogger("broker.hub")
 
 MAX_BOOTSTRAP: Final = 16
+MAX_TOLD: Final = MAX_KEPT + 5 * MAX_ENTRIES
+"""Entries of another hub's ``hub.realm`` that are held until its last part is there."""
 
 
 class RealmLinks:
@@ -74,7 +79,7 @@ class RealmLinks:
         self._router.registered(session)
         if (place := _place(detail.get("join"))) is not None:
             self._learn(place)
-            self._router.send(session.peer, "hub.realm", self._state(secret=True))
+            self._tell(session, secret=True)
         elif not self._doubled(session):
             self._welcome(session)
         return True
@@ -85,7 +90,7 @@ class RealmLinks:
         if gossip is not None:
             self._learn(Ticket(session.node_id, gossip.addrs, gossip.relays))
         self._router.swarms.members.registered(session)
-        self._router.send(session.peer, "hub.realm", self._state())
+        self._tell(session)
         self._share(session)
         log.info("hub %s of this realm is here", session.node_id[:10])
 
@@ -114,8 +119,11 @@ class RealmLinks:
 
     # -- what is told
 
-    def _state(self, *, secret: bool = False) -> dict[str, Any]:
-        return {**self._realm.told(self.own(), secret=secret), **self._router.admission.told()}
+    def _tell(self, session: Session, *, secret: bool = False) -> None:
+        detail = {**self._realm.told(self.own(), secret=secret), **self._router.admission.told()}
+        most = self._router.limits.max_frame_bytes
+        for frame in parts("hub.realm", detail, most, cut=("kept", "hubs", "admitted", "banned", "bans"), first=MORE):
+            self._router.queue(session.peer, frame)
 
     def tell_spoke(self, session: Session) -> None:
         """Where the other hubs are, for when this one is away."""
@@ -126,7 +134,7 @@ class RealmLinks:
     def changed(self) -> None:
         """Something was decided here: the others are told."""
         for session in self.sessions():
-            self._router.send(session.peer, "hub.realm", self._state())
+            self._tell(session)
 
     def _told(self, session: Session, detail: Any) -> None:
         if not session.hub or not isinstance(detail, dict):
@@ -134,7 +142,10 @@ class RealmLinks:
             return
         realm, admission = self._realm, self._router.admission
         realm.adopting = True
+        session.told = session.told or Gathered(MAX_TOLD)
         try:
+            if (detail := session.told.add(detail)) is None:
+                return
             news = realm.merge(detail)
             news = admission.merge(detail) or news
         except (ValueError, LookupError, TypeError, AttributeError, TicketError) as error:
@@ -165,8 +176,11 @@ class RealmLinks:
             case {"add": list(add), "remove": list(remove), "full": bool(full)} if session.hub and all(
                 type(one) is str and len(one) == 64 for one in (*add, *remove)
             ):
-                self._router.swarms.members.peers.heard(session.node_id, add, remove, full, time.monotonic())
-                self._router.swarms.due(self._router.swarms.members.peers.next_due())
+                peers = self._router.swarms.members.peers
+                if left_out := peers.heard(session.node_id, add, remove, full, time.monotonic()):
+                    self._router.metrics.limited("remote_peers")
+                    log.warning("%d peers of %s are left out: too many", left_out, session.name)
+                self._router.swarms.due(peers.next_due())
             case _:
                 raise FrameError("hub.peers needs add, remove and full, from a hub", close_code=CloseCode.BAD_MESSAGE)
 

@@ -20,7 +20,7 @@ from broker.hub.admission import Admission
 from broker.hub.datagrams import Datagrams
 from broker.hub.guests import Guests
 from broker.hub.introductions import Introductions
-from broker.hub.limits import Limits
+from broker.hub.limits import LOOK_INTERVAL, Limits
 from broker.hub.metrics import HubMetrics
 from broker.hub.realm import Realm
 from broker.hub.realm_links import RealmLinks
@@ -85,13 +85,13 @@ class Router:
             disconnect=lambda peer, why: self.close(peer, CloseCode.SLOW_CONSUMER, f"slow consumer: {why}"),
             dropped=self._count_dropped,
             slow=self._count_slow,
-            queue=self._queue,
+            queue=self.queue,
             ring_events=config.topics.ring_events,
             ring_bytes=config.topics.ring_bytes,
             most_topics=config.topics.most_topics,
             most_bytes=config.topics.log_bytes_total,
         )
-        self.swarms = Swarms(self, config, realm or Realm.of(None, endpoint.node_id), queue=self._queue)
+        self.swarms = Swarms(self, config, realm or Realm.of(None, endpoint.node_id), queue=self.queue)
         self.links = RealmLinks(self)
         self.swarm_messages = SwarmMessages(self)
         self.registrations = Registrations(self)
@@ -117,11 +117,11 @@ class Router:
         self._controls: dict[str, Callable[[Session, Any], None]] = {
             "hub.register": self.registrations.receive,
             "call.requested": self._on_requested,
-            "call.responded": self._on_responded,
-            "call.completed": self._on_completed,
-            "call.aborted": self._on_aborted,
-            "call.error": self._on_error,
-            "call.credit": self._on_credit,
+            "call.responded": self._to_table(self.calls.responded),
+            "call.completed": self._to_table(self.calls.completed),
+            "call.aborted": self._to_table(self.calls.aborted),
+            "call.error": self._to_table(self.calls.error),
+            "call.credit": self._to_table(self.calls.credit),
             **self._topic_messages.controls,
             **self.swarm_messages.controls,
             **self.links.controls,
@@ -227,7 +227,21 @@ class Router:
 
     def send(self, peer: int, type: str, detail: Any) -> None:
         """One control message, with the batch's others."""
-        self._queue(peer, encode(type, detail))
+        self.queue(peer, encode(type, detail))
+
+    def queue(self, peer: int, frame: bytes) -> None:
+        """One encoded message, with the batch's others. One that no frame takes goes alone: the peer is told."""
+        if (frames := self._out.get(peer)) is None:
+            if peer not in self.sessions:
+                return
+            frames = self._out[peer] = []
+            self._out_bytes[peer] = 0
+        if len(frame) > self.limits.max_frame_bytes:
+            frame = self.of_node.too_large(self.sessions[peer], frame)
+        frames.append(frame)
+        self._out_bytes[peer] += len(frame)
+        if self._out_bytes[peer] > FLUSH_BYTES:
+            self._flush(peer)
 
     def close(self, peer: int, code: int, reason: str) -> None:
         """Ends one connection. Its ``closed`` follows."""
@@ -282,36 +296,13 @@ class Router:
             refused = Refused("ACCESS_DENIED", session.grant.denial("call", operation))
         self.perform(self.calls.requested(session.peer, session.identity, detail, time.monotonic(), now_ms, refused))
 
-    def _on_responded(self, session: Session, detail: Any) -> None:
-        self.perform(self.calls.responded(session.peer, detail, time.monotonic()))
-
-    def _on_completed(self, session: Session, detail: Any) -> None:
-        self.perform(self.calls.completed(session.peer, detail, time.monotonic()))
-
-    def _on_aborted(self, session: Session, detail: Any) -> None:
-        self.perform(self.calls.aborted(session.peer, detail, time.monotonic()))
-
-    def _on_error(self, session: Session, detail: Any) -> None:
-        self.perform(self.calls.error(session.peer, detail, time.monotonic()))
-
-    def _on_credit(self, session: Session, detail: Any) -> None:
-        self.perform(self.calls.credit(session.peer, detail, time.monotonic()))
+    def _to_table(self, take: Callable[[int, Any, float], list[calls.Effect]]) -> Callable[[Session, Any], None]:
+        return lambda session, detail: self.perform(take(session.peer, detail, time.monotonic()))
 
     def _on_complaint(self, session: Session, detail: Any) -> None:
         log.warning("%s says: %s", session.name, str(detail)[:300])
 
     # Inside.
-
-    def _queue(self, peer: int, frame: bytes) -> None:
-        if (frames := self._out.get(peer)) is None:
-            if peer not in self.sessions:
-                return
-            frames = self._out[peer] = []
-            self._out_bytes[peer] = 0
-        frames.append(frame)
-        self._out_bytes[peer] += len(frame)
-        if self._out_bytes[peer] > FLUSH_BYTES:
-            self._flush(peer)
 
     def _flush(self, peer: int) -> None:
         frames = self._out.pop(peer)
@@ -360,7 +351,7 @@ class Router:
             why = "the spoke that was to answer has a full queue"
             self.perform(self.calls.undeliverable(effect, why, time.monotonic()))
             return False
-        self._queue(effect.peer, frame)
+        self.queue(effect.peer, frame)
         return True
 
     def _crowded(self, peer: int, more: int) -> bool:
@@ -403,9 +394,14 @@ class Router:
     def _tick(self) -> None:
         self._timer = None
         now = time.monotonic()
-        self.perform(self.calls.tick(now))
-        self.topics.tick(now)
-        self.settle()
+        try:
+            self.perform(self.calls.tick(now))
+            self.topics.tick(now)
+            self.settle()
+        except BaseException:  # a bug of ours: the deadlines of all others go on
+            self._timer_at = now + LOOK_INTERVAL
+            self._timer = self._loop.call_later(LOOK_INTERVAL, self._tick)
+            raise
 
     def kick(self, node_id: str, reason: str) -> int:
         """Ends the connections of a NodeId; returns how many."""

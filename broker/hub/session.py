@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker.protocol.access import Grant
+from broker.protocol.parts import Gathered
 from broker.protocol.registration import Registration
 
 __all__ = ["Session"]
@@ -31,6 +32,8 @@ class Session:
     """Events of the batch that is being read."""
     hub: bool = False
     """It is another hub of this realm, and believed what it says of others' events."""
+    told: Gathered | None = None
+    """Parts of the other hub's ``hub.realm``, until the last is there."""
     closing: bool = False
     """The hub has ended it; what still comes from it is not read."""
     slow: int = 0

@@ -50,7 +50,9 @@ Item = tuple[Key, int, bytes]
 class TopicSwarm:
     """See the module."""
 
-    def __init__(self, swarms: Swarms, channel: Channel, carrier: Carrier) -> None:
+    def __init__(
+        self, swarms: Swarms, channel: Channel, carrier: Carrier, authors: dict[str, None] | None = None
+    ) -> None:
         self._swarms, self.channel, self.carrier = swarms, channel, carrier
         self.topic = channel.topic
         self.overlay = self._new_overlay()
@@ -58,7 +60,7 @@ class TopicSwarm:
         """By generation, the present one last."""
         self.sequences: Sequences[Item] = Sequences(since="start", patience={self.topic: REORDERED})
         self.pacing = Pacing()
-        self.authors: dict[str, None] | None = swarms.members.authors_of(channel)
+        self.authors = authors
         """Who may publish; None: every member."""
         self._heard: dict[Key, int] = {}
         """The newest number of each sequence that was heard by gossip."""

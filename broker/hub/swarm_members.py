@@ -18,7 +18,7 @@ from broker.hub.holes import Key
 from broker.hub.peers import Peers
 from broker.hub.session import Session
 from broker.protocol import overlay
-from broker.protocol.codec import encode
+from broker.protocol.parts import parts
 from broker.protocol.routing import matches
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ log = logging.getLogger("broker.hub")
 
 MAX_AUTHORS_LISTED: Final = 1_000
 """Authors of a topic that not everybody may publish to, as all its members are told: 66 KB. One with more goes by
-stream."""
+stream, as does one with more than half a frame takes."""
+ID_BYTES: Final = 67
+"""A NodeId in a list."""
 
 
 RETURN_TIME: Final = 10.0
@@ -43,10 +45,13 @@ class SwarmMembers:
 
     def __init__(self, swarms: Swarms) -> None:
         self._swarms, self._router = swarms, swarms.router
-        self.peers = Peers(self._router.endpoint, swarms.realm.hubs, swarms.queue)
-        self._told: set[str] = set()
-        """NodeIds that were ever told of a swarm; bounded by those that were ever admitted."""
+        self._frame_bytes = self._router.limits.max_frame_bytes
+        self.most_authors = min(MAX_AUTHORS_LISTED, self._frame_bytes // 2 // ID_BYTES)
+        """Authors that a topic over gossip can have, if not everybody may publish to it."""
+        self.peers = Peers(self._router.endpoint, swarms.realm.hubs, swarms.queue, most=self._frame_bytes)
         self._began = time.monotonic()
+        self._adopted: list[tuple[TopicSwarm, frozenset[str]]] = []
+        """Swarms, and who must leave them by another hub's decision."""
         self._denied = self._router.admission.policy.deny
         self._invites: dict[tuple[str, int], tuple[str, ...]] = {}
         """(topic, peer) -> bootstrap: invitations that wait."""
@@ -122,8 +127,8 @@ class SwarmMembers:
     def publishes(self, swarm: TopicSwarm, peer: int, author: str, now: float) -> None:
         """An author's connection is heard on a topic for the first time."""
         if swarm.authors is not None and author not in swarm.authors:
-            if len(swarm.authors) >= MAX_AUTHORS_LISTED:
-                self._swarms.give_up(swarm, f"more than {MAX_AUTHORS_LISTED} authors publish to it", now)
+            if len(swarm.authors) >= self.most_authors:
+                self._swarms.give_up(swarm, f"more than {self.most_authors} authors publish to it", now)
                 return
             swarm.authors[author] = None
             swarm.lists_changed(now)
@@ -147,7 +152,6 @@ class SwarmMembers:
     # -- what they are told
 
     def tell(self, swarm: TopicSwarm, peer: int, bootstrap: tuple[str, ...]) -> None:
-        self._told.add(self.peers.sessions[peer].node_id)
         self._invites[swarm.topic, peer] = bootstrap
 
     def dismiss(self, swarm: TopicSwarm, peer: int) -> None:
@@ -174,7 +178,9 @@ class SwarmMembers:
             for (topic, peer), bootstrap in invites.items():
                 swarm = self._swarms.by_topic.get(topic)
                 if swarm is not None and peer in swarm.overlay:
-                    self._swarms.queue(peer, encode("topic.swarm", self._invitation(swarm, bootstrap)))
+                    detail = self._invitation(swarm, bootstrap)
+                    for frame in parts("topic.swarm", detail, self._frame_bytes, cut=("bootstrap",)):
+                        self._swarms.queue(peer, frame)
 
     def _invitation(self, swarm: TopicSwarm, bootstrap: tuple[str, ...]) -> dict[str, Any]:
         swarms, generation = self._swarms, swarm.overlay.generation
@@ -226,10 +232,10 @@ class SwarmMembers:
         """The lists of who may do what are others now: who must not hear a topic any more leaves it, and what it knew
         of is worth nothing."""
         now, policy = time.monotonic(), self._router.admission.policy
-        out = {one for one in (*self._told, *self.peers.node_ids()) if not policy.admitted(one)}
+        out = {one for one in self.peers.node_ids() if not policy.admitted(one)}
+        # Nothing but a ban takes admission away, so these are all that were told of a swarm and must not hear it now.
         out |= policy.deny - self._denied
         self._denied = policy.deny
-        self._told -= out
         self.peers.remove(out)
         affected: list[tuple[TopicSwarm, frozenset[str]]] = []
         for swarm in self._swarms.by_topic.values():
@@ -237,7 +243,9 @@ class SwarmMembers:
             leaving = frozenset(out.union(self.node_ids(lost)))
             if any(map(swarm.overlay.knew, leaving)):
                 affected.append((swarm, leaving))
-        if affected or out:
+        if self._swarms.realm.adopting:
+            self._adopted += affected  # whether the other hub has seen to it shows in its generations
+        elif affected or out:
             self._rekey(affected, now)
         for swarm in list(self._swarms.by_topic.values()):
             swarm.authors_changed(now)
@@ -252,14 +260,16 @@ class SwarmMembers:
         self.peers.hubs_changed(realm.hubs, now)
         for swarm in list(self._swarms.by_topic.values()):
             if (generation := realm.generation(swarm.topic)) > swarm.overlay.generation:
-                swarm.step(overlay.Banned(out, generation), now)
+                swarm.step(overlay.Banned(out, generation, settled=True), now)
             swarm.lists_changed(now)
+        adopted, self._adopted = self._adopted, []
+        # The hub that banned them did not know that they had been told here.
+        if unmoved := [(swarm, out) for swarm, out in adopted if any(map(swarm.overlay.knew, out))]:
+            self._rekey(unmoved, now)
         self.flush(now)
         self._swarms.due(now)
 
     def _rekey(self, affected: list[tuple[TopicSwarm, frozenset[str]]], now: float) -> None:
-        if self._swarms.realm.adopting:
-            return  # the hub that banned them has done it for the whole realm
         named = {swarm.topic for swarm, _ in affected}
         live = self._swarms.by_topic.items()
         generation = self._swarms.realm.rekey(

@@ -11,7 +11,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from broker import _gossip_ext as ext
@@ -21,7 +21,7 @@ from broker.hub.swarm import TopicSwarm
 from broker.hub.swarm_members import SwarmMembers
 from broker.hub.swarm_metrics import SwarmTotals
 from broker.protocol import overlay
-from broker.protocol.carrier import LEAST_SUBSCRIBERS, Budget, Carrier, Choice, Load
+from broker.protocol.carrier import LEAST_SUBSCRIBERS, Budget, Carrier, Choice, Load, weigh
 from broker.protocol.registration import GossipPlace
 from broker.protocol.routing import matches
 
@@ -126,10 +126,15 @@ class Swarms:
         if swarm is not None or not self.enabled or (choice == "stream" and not shared):
             return swarm
         if len(self.by_topic) >= MAX_SWARMS:
+            self.router.metrics.limited("swarms")
             log.warning("%s goes by stream: %d topics have a swarm, which is the limit", channel.topic, MAX_SWARMS)
             return None
+        authors = self.members.authors_of(channel)
+        if authors is not None and len(authors) > self.members.most_authors:
+            self._keep_to_stream(channel.topic, f"more than {self.members.most_authors} authors publish to it")
+            return None
         self.topics.settle(channel)
-        swarm = TopicSwarm(self, channel, Carrier(choice, self._budget))
+        swarm = TopicSwarm(self, channel, Carrier(choice, self._budget), authors)
         swarm.carrier.found()
         self.by_topic[channel.topic] = channel.swarm = swarm
         channel.counters = self.router.metrics.topic(channel.topic, "gossip")
@@ -148,12 +153,16 @@ class Swarms:
 
     def give_up(self, swarm: TopicSwarm, why: str, now: float) -> None:
         """No swarm can carry this topic."""
-        log.warning("%s goes by stream: %s", swarm.topic, why)
-        if len(self._given_up) >= MAX_GIVEN_UP:
-            del self._given_up[next(iter(self._given_up))]
-        self._given_up[swarm.topic] = None
+        self._keep_to_stream(swarm.topic, why)
         swarm.carrier.give_up()
         swarm.end(now)
+
+    def _keep_to_stream(self, topic: str, why: str) -> None:
+        log.warning("%s goes by stream: %s", topic, why)
+        self.router.metrics.limited("swarm_authors")
+        if len(self._given_up) >= MAX_GIVEN_UP:
+            del self._given_up[next(iter(self._given_up))]
+        self._given_up[topic] = None
 
     def closed(self, swarm: TopicSwarm) -> None:
         """It is over: the topic goes by stream alone."""
@@ -167,36 +176,46 @@ class Swarms:
 
     def _look(self, now: float) -> None:
         """Whether topics should change their carrier."""
+        channels, loads = self.topics.channels, self._loads(self._moved(now))
+        for topic in weigh(loads, self._budget, now):
+            channel = channels[topic]
+            if channel.swarm is None:
+                log.info("%s goes by gossip: the streams cost more than topics.uplink_bytes or cpu_deliveries", topic)
+                self.open(channel)
+            elif not channel.swarm.carrier.gossip:
+                log.info("%s goes back to streams", topic)
+                channel.swarm.end(now)
+
+    def _moved(self, now: float) -> dict[str, float]:
+        """Events a second since the last look: of topics that had any, and of those over gossip."""
         seconds, self._looked_at = max(now - self._looked_at, 0.001), now
         published, moved = self._published, dict.fromkeys(self.by_topic, 0.0)
         channels = self.topics.channels
         for channel in reversed(channels.values()):
-            before = published.get(channel.topic, 0)
+            before = published.get(channel.topic)
             if channel.published == before:
-                break  # they are in the order of their last event
+                break  # they are in the order of their last event, or of their beginning
             published[channel.topic] = channel.published
-            moved[channel.topic] = (channel.published - before) / seconds
+            moved[channel.topic] = max(channel.published - (before or 0), 0) / seconds
         if len(published) > 2 * len(channels) + 1_000:
             self._published = {topic: count for topic, count in published.items() if topic in channels}
-        for topic, events in moved.items():
-            self._weigh(channels[topic], events, now)
+        return moved
 
-    def _weigh(self, channel: Channel, events: float, now: float) -> None:
-        swarm = channel.swarm
+    def _loads(self, moved: dict[str, float]) -> Iterator[tuple[str, Carrier, Load]]:
+        """What there is to weigh: topics over gossip, and those that may be."""
         enough = len(self.members.peers.sessions) >= LEAST_SUBSCRIBERS
-        if swarm is None and not (enough and self.choice(channel.topic) == "auto"):
-            return
-        wanted = self.topics.subscriptions.match(channel.topic)
-        could = sum(self.members.may_join(peer, channel.topic) for peer in wanted)
-        size = channel.ring.bytes / max(len(channel.ring), 1)
-        load = Load(subscribers=could, events=events, bytes=events * size)
-        if swarm is not None:
-            if swarm.carrier.look(load, now):
-                log.info("%s goes back to streams", channel.topic)
-                swarm.end(now)
-        elif Carrier("auto", self._budget).look(load, now):
-            log.info("%s goes by gossip: streams would cost %.0f bytes/s", channel.topic, could * load.bytes)
-            self.open(channel)
+        for topic, events in moved.items():
+            channel = self.topics.channels[topic]
+            if channel.swarm is not None:
+                carrier = channel.swarm.carrier
+            elif enough and self.choice(topic) == "auto":
+                carrier = Carrier("auto", self._budget)
+            else:
+                continue
+            wanted = self.topics.subscriptions.match(topic)
+            could = sum(self.members.may_join(peer, topic) for peer in wanted)
+            size = channel.ring.bytes / max(len(channel.ring), 1)
+            yield topic, carrier, Load(subscribers=could, events=events, bytes=events * size)
 
     # -- what a topic's swarm asks for (swarm.py)
 
@@ -294,6 +313,12 @@ class Swarms:
     def _tick(self) -> None:
         self._timer = None
         now = time.monotonic()
+        try:
+            self._turn(now)
+        finally:  # also after a bug of ours
+            self.due(now + LOOK)
+
+    def _turn(self, now: float) -> None:
         self.members.peers.tick(now)
         if now >= self._looked_at + LOOK:
             self._look(now)

@@ -108,6 +108,8 @@ class Banned:
     node_ids: frozenset[str]
     generation: int
     """The next one, used if one of them knew the present one."""
+    settled: bool = False
+    """The realm is at that generation already: it is used whoever knew what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,8 +271,8 @@ class Overlay:
                 return self._revoke(peer)
             case Gone(peer):
                 return self._gone(peer)
-            case Banned(node_ids, generation):
-                return self._banned(node_ids, generation, now)
+            case Banned(node_ids, generation, settled):
+                return self._banned(node_ids, generation, now, settled=settled)
             case Changed():
                 return [] if self.ending else [self._tell(peer, now) for peer in self._members]
             case Ended():
@@ -335,12 +337,12 @@ class Overlay:
             return []
         return self._moved()
 
-    def _banned(self, node_ids: frozenset[str], generation: int, now: float) -> list[Effect]:
+    def _banned(self, node_ids: frozenset[str], generation: int, now: float, *, settled: bool) -> list[Effect]:
         found: list[Effect] = []
         for peer in [peer for peer, one in self._members.items() if one.node_id in node_ids]:
             member = self._members.pop(peer)
             found += [*self._back(peer, member), Dismiss(peer)]
-        if self.ending or not any(map(self.knew, node_ids)):
+        if self.ending or not (settled or any(map(self.knew, node_ids))):
             return [*found, *self._moved()]
         self.generation = generation
         self._knew, self._all_knew = set(), False
