@@ -365,7 +365,8 @@ class Relay:
         443, which no URL names). ``tls_cert`` is a PEM chain, ``tls_key`` its PEM key; without both it is plain http,
         for a lab: whoever listens in sees who is there, and nobody behind NAT learns its address, so all stays with
         the relay. ``open`` admits every NodeId, else ``allow`` alone. Raises broker.errors.BindError (names the
-        address), ValueError for a certificate or key that cannot be right (begins ``tls_cert:`` or ``tls_key:``)."""
+        address), ValueError for a certificate or key that cannot be right (it begins with ``tls_cert:`` or
+        ``tls_key:``)."""
 
     def address(self) -> str:
         """``ip:port`` of TCP."""

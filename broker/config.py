@@ -44,6 +44,7 @@ from broker.protocol.ticket import MAX_RELAYS
 from broker.toml_lines import key_lines
 
 __all__ = [
+    "ENVIRONMENT_PREFIX",
     "AccessConfig",
     "AdmissionConfig",
     "CallsConfig",

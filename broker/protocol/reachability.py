@@ -105,7 +105,8 @@ class Watch:
     def look(self, now: float, home: str | None, trouble: str | None = None) -> list[Effect]:
         """To be called some times a second. ``home``: the relay that the endpoint is connected to, or would be.
         ``trouble``: what it says of it, when it will not be let in there."""
-        self.home, self._trouble = (home, trouble) if home in self._relays else (None, None)
+        known = home is not None and home in self._relays
+        self.home, self._trouble = (home, trouble) if known else (None, None)
         effects: list[Effect] = []
         for url, relay in self._relays.items():
             if relay.until is not None and now >= relay.until:

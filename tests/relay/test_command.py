@@ -34,7 +34,7 @@ def test_a_hub_and_spokes_by_way_of_the_command_alone(stage: Stage, files: tuple
                 assert serving.row()["event"] == "ready"
                 called = broker("call", f"@{ticket}", "count", '"four"', *ca)
                 assert called.stdout.strip() == "6", called.stderr
-                listed = broker("ls", f"@{ticket}", "spokes", "--json", **{"BROKER_RELAY_CA": str(stage.ca)})
+                listed = broker("ls", f"@{ticket}", "spokes", "--json", BROKER_RELAY_CA=str(stage.ca))
                 assert '"path":"relay"' in listed.stdout, listed.stderr
         with urllib.request.urlopen(f"http://{ready['http']}/metrics", timeout=10) as response:
             metrics = response.read().decode()
@@ -98,11 +98,21 @@ def test_a_port_that_is_taken_by_anybody_is_named(files: tuple[str, ...]) -> Non
 def test_every_flag_has_a_key_and_a_variable(stage: Stage, tmp_path: Path) -> None:
     config = tmp_path / "relay.toml"
     config.write_text(f'bind = "127.0.0.1:0"\nhttp = "off"\ntls_cert = "{stage.issued.cert}"\nname = "relay.example"\n')
-    environment = {"BROKER_RELAY_TLS_KEY": str(stage.issued.key), "BROKER_RELAY_OPEN": "1"}
-    with Running("relay", "--config", config, "--json", errors=tmp_path / "err", **environment) as server:
+    relay, key = ("relay", "--config", config, "--json"), str(stage.issued.key)
+    with Running(*relay, errors=tmp_path / "err", BROKER_RELAY_TLS_KEY=key, BROKER_RELAY_OPEN="1") as server:
         assert server.row()["url"].startswith("https://relay.example:")
         assert "nobody is admitted" not in server.errors
         assert server.end(signal.SIGTERM) == 0
+
+
+def test_a_relays_config_is_checked_like_a_hubs(tmp_path: Path) -> None:
+    config = tmp_path / "relay.toml"
+    config.write_text('bind = "127.0.0.1:0"\nalow = []\n')
+    ended = broker("check", "--relay", config)
+    assert ended.returncode == 2
+    assert "relay.toml:2: alow: unknown key; did you mean allow?" in ended.stderr
+    keys = broker("check", "--relay", "--keys", "--json")
+    assert '"variable":"BROKER_RELAY_TLS_CERT"' in keys.stdout
 
 
 def test_a_file_of_authorities_that_is_none_is_named(tmp_path: Path) -> None:

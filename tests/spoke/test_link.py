@@ -28,6 +28,10 @@ class FakeEndpoint:
         self.sent: list[bytes] = []
         self.ended: list[tuple[int, int]] = []
         self.room = True
+        self.renewed = 0
+
+    def renew_relays(self) -> None:
+        self.renewed += 1
 
     def dial(self, token: int, *_args: Any, **_options: Any) -> None:
         self.dialled.append(token)
@@ -96,6 +100,7 @@ async def test_attempts_are_spaced_with_full_jitter_up_to_a_bound(monkeypatch: p
     await turns()
     assert asked == [(0, most) for most in (0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0, 30.0, 30.0)]
     assert len(set(fake.dialled)) == len(fake.dialled), "each attempt has a token of its own"
+    assert fake.renewed >= 12, "a relay that is stuck is not what the next attempt goes by"
     with pytest.raises(Unreachable):
         await link.wait_up(0.01)
     await link.close()
