@@ -44,7 +44,7 @@ from broker.keys import (
     write_atomically,
     write_state,
 )
-from broker.protocol.ticket import Ticket
+from broker.protocol.ticket import MESSAGE_BYTES, Ticket
 from broker.protocol.wire import CloseCode
 from broker.relays import read_authorities
 from broker.version import VERSION
@@ -322,6 +322,7 @@ class Hub:
             relays=tuple(self.config.relays),
             secret=secret,
             others=tuple(self.router.swarms.realm.others.values()),
+            message_bytes=None if (size := self.config.gossip.message_bytes) == MESSAGE_BYTES else size,
         )
 
     # What is shown.

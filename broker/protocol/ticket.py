@@ -21,7 +21,7 @@ import orjson
 
 from broker.errors import TicketError
 
-__all__ = ["MAX_ADDRS", "MAX_RELAYS", "MAX_TICKET", "Ticket"]
+__all__ = ["MAX_ADDRS", "MAX_RELAYS", "MAX_TICKET", "MESSAGE_BYTES", "Ticket"]
 
 PREFIX: Final = "hub1"
 VERSION: Final = 1
@@ -35,6 +35,10 @@ MAX_OTHERS: Final = 8
 """Further hubs of the realm."""
 MAX_TEXT: Final = 256
 """One address, relay URL or secret."""
+MESSAGE_BYTES: Final = 4_096
+"""Of a gossip message, where a ticket says nothing of it: iroh-gossip's own default."""
+LEAST_MESSAGE, MOST_MESSAGE = 512, 65_536
+"""Bytes of a gossip message."""
 
 _ALPHABET: Final = frozenset("abcdefghijklmnopqrstuvwxyz234567")
 _NODE_ID: Final = re.compile(r"[0-9a-f]{64}")
@@ -44,19 +48,24 @@ _ADVICE: Final = "Copy the whole ticket again from where the hub printed it (`hu
 @dataclass(frozen=True, slots=True)
 class Ticket:
     """``addrs`` are ``host:port``, ``relays`` URLs, in the order to try. ``others`` are further hubs of the same realm,
-    to go to when this one is away; they have neither a secret nor others."""
+    to go to when this one is away; they have neither a secret nor others. ``message_bytes`` is the size of the realm's
+    gossip messages; None: `MESSAGE_BYTES`, which is what programs take that do not know of it."""
 
     node_id: str
     addrs: tuple[str, ...] = ()
     relays: tuple[str, ...] = ()
     secret: str | None = field(default=None, repr=False)
     others: tuple[Ticket, ...] = ()
+    message_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if fault := _fault(self.node_id, self.addrs, self.relays, self.secret):
             raise TicketError(f"not a ticket: {fault}")
         if len(self.others) > MAX_OTHERS or any(one.secret is not None or one.others for one in self.others):
             raise TicketError(f"not a ticket: at most {MAX_OTHERS} others, without secrets and others of their own")
+        size = self.message_bytes
+        if size is not None and not (type(size) is int and LEAST_MESSAGE <= size <= MOST_MESSAGE):
+            raise TicketError(f"not a ticket: its gossip messages have {LEAST_MESSAGE} to {MOST_MESSAGE} bytes")
 
     def place(self) -> dict[str, Any]:
         """Who it is and where, as JSON."""
@@ -83,6 +92,8 @@ class Ticket:
             body["secret"] = self.secret
         if self.others:
             body["others"] = [one.place() for one in self.others]
+        if self.message_bytes is not None:
+            body["max"] = self.message_bytes
         payload = bytes([VERSION]) + orjson.dumps(body)
         text = PREFIX + b32encode(payload + _checksum(payload)).decode().rstrip("=").lower()
         if len(text) > MAX_TICKET:
@@ -109,7 +120,8 @@ class Ticket:
         others = body.get("others", [])
         if not isinstance(others, list):
             raise TicketError("the ticket's checksum is right, but its others are no list. Who made it is at fault.")
-        return Ticket(body["id"], tuple(addrs), tuple(relays), body.get("secret"), tuple(map(Ticket.at, others)))
+        known = tuple(map(Ticket.at, others))
+        return Ticket(body["id"], tuple(addrs), tuple(relays), body.get("secret"), known, body.get("max"))
 
 
 def _cleaned(text: str) -> str:

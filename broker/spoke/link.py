@@ -84,8 +84,7 @@ class Link:
         self.hurries: Callable[[], bool] = lambda: False
         self.endpoint: ext.Endpoint | None = None
         self.hub_node_id = ""
-        self.connects = 0
-        self.disconnects = 0
+        self.connects = self.disconnects = self.message_bytes = 0
         self._conn: int | None = None
         self._backlog: deque[bytes] = deque()
         self._backlog_bytes = 0
@@ -117,6 +116,7 @@ class Link:
         """Opens the endpoint, for the way to the ticket's hubs. Raises BindError, ConfigError."""
         if self.endpoint is None:
             address, relays = way(ticket, self._options.relays)
+            self.message_bytes = self._options.message_bytes(ticket) if self._options.gossip else 0
             self.endpoint = ext.Endpoint.bind(
                 self._secret,
                 bind=self._options.bind or address,
@@ -128,7 +128,7 @@ class Link:
                 max_frame_bytes=self._options.max_frame_bytes,
                 inbox_bytes=INBOX_BYTES,
                 idle_timeout=self._options.idle_timeout,
-                gossip_message_bytes=self._options.gossip_message_bytes if self._options.gossip else 0,
+                gossip_message_bytes=self.message_bytes,
             )
             self._detach = attach(self.endpoint, self, self.swarms)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from broker.protocol.ticket import MESSAGE_BYTES, Ticket
+
 __all__ = ["SpokeOptions"]
 
 
@@ -38,14 +40,19 @@ class SpokeOptions:
     direct: bool | None = None
     """Takes introductions: other spokes that may call something here then do so over a connection of their own. None:
     if it accepts or gossips, which opens its door anyway. `Spoke.direct` asks for one whatever this says."""
-    gossip_message_bytes: int = 4_096
-    """The same in the whole realm."""
+    gossip_message_bytes: int | None = None
+    """The same in the whole realm. None: what the ticket says, or else 4,096."""
     relays: tuple[str, ...] = ()
     """URLs of relays to be reachable through, beside those of the ticket, which are used by themselves."""
     relay_ca: Path | str | None = None
     """PEM file of the authorities that sign the relays' certificates. None: those that browsers believe."""
     subscription_events: int = 4_096
     """A subscription's queue: from here on its policy applies."""
+
+    def message_bytes(self, ticket: Ticket | None) -> int:
+        """The size of gossip messages in the realm of this ticket."""
+        told = None if ticket is None else ticket.message_bytes
+        return self.gossip_message_bytes or told or MESSAGE_BYTES
 
     @property
     def introduced(self) -> bool:

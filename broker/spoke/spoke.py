@@ -397,7 +397,7 @@ class Spoke:
         return GossipPlace(
             addrs=tuple(endpoint.addrs())[:MAX_ADDRS],
             relays=tuple(endpoint.relay_urls())[:MAX_RELAYS],
-            max=self.options.gossip_message_bytes,
+            max=self._link.message_bytes,
         )
 
     def _on_up(self, hub_registration: Any) -> None:

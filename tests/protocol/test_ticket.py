@@ -25,6 +25,7 @@ tickets = st.builds(
     st.lists(text, max_size=MAX_ADDRS).map(tuple),
     st.lists(text, max_size=MAX_RELAYS).map(tuple),
     st.none() | text,
+    message_bytes=st.none() | st.integers(512, 65_536),
 )
 
 
@@ -140,3 +141,12 @@ def test_a_ticket_too_long_to_paste_is_not_made() -> None:
 
 def test_the_secret_is_not_shown() -> None:
     assert "s3cret" not in repr(Ticket.decode(PLAIN))
+
+
+def test_the_size_of_gossip_messages_is_told_and_checked() -> None:
+    """Who does not know the key reads the ticket all the same: it is one more in its JSON."""
+    assert Ticket.decode(Ticket(ID, message_bytes=8_192).encode()).message_bytes == 8_192
+    assert Ticket.decode(Ticket(ID).encode()).message_bytes is None
+    for size in (511, 65_537, True, "4096"):
+        with pytest.raises(TicketError, match="512 to 65536 bytes"):
+            Ticket(ID, message_bytes=size)  # type: ignore[arg-type]
