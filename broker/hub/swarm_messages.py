@@ -49,11 +49,14 @@ class SwarmMessages:
             case {"topic": str(topic), "generation": int(generation), "joined": bool(joined)} if (
                 0 <= generation <= MAX_GENERATION
             ):
-                self._swarm(session, topic, generation, joined=joined, want=detail.get("want") is True)
+                want, lagged = detail.get("want") is True, detail.get("lagged") is True
+                self._swarm(session, topic, generation, joined=joined, want=want, lagged=lagged)
             case _:
                 raise FrameError("topic.swarm needs topic, generation and joined", close_code=CloseCode.BAD_MESSAGE)
 
-    def _swarm(self, session: Session, topic: str, generation: int, *, joined: bool, want: bool) -> None:
+    def _swarm(
+        self, session: Session, topic: str, generation: int, *, joined: bool, want: bool, lagged: bool = False
+    ) -> None:
         swarms, now = self._swarms, time.monotonic()
         swarm = swarms.by_topic.get(topic)
         if not joined and not want:
@@ -72,6 +75,8 @@ class SwarmMessages:
             return
         reads = session.peer in swarms.topics.subscriptions.match(topic)
         swarms.members.admit(swarm, session.peer, reads=reads, now=now)
+        if lagged and session.peer in swarm.overlay:
+            swarm.pacing.trouble(now)
         if joined:
             swarm.step(overlay.Joined(session.peer, generation), now)
             if session.hub:

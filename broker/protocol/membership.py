@@ -7,7 +7,8 @@ Rules:
    that the hub's half of the swarm is heard), or had no neighbour for `ALONE`. It says so first and then subscribes
    again with its positions, so that the stream begins where the swarm ended. Then it asks for fresh bootstrap.
 3. Another id is another generation. The old one is kept until the new one is heard, for `MOVE` at most.
-4. While the hub is away nobody can be asked: the swarm goes on among whoever is there, and peers heard of before are
+4. That it was overrun it says with its membership, once in `LAG_EVERY`: the hub narrows the authors' windows.
+5. While the hub is away nobody can be asked: the swarm goes on among whoever is there, and peers heard of before are
    the bootstrap.
 
 Not here: the wire, addresses, what is sent in a swarm, and clocks. ``jitter`` draws from 0 to 1.
@@ -28,6 +29,7 @@ __all__ = [
     "HubUp",
     "Join",
     "JoinPeers",
+    "Lagged",
     "Leave",
     "Membership",
     "Neighbour",
@@ -50,6 +52,8 @@ MOVE: Final = 3.0
 """Seconds for a new generation to be heard, before the stream takes over."""
 ASK_EVERY: Final = 2.0
 """Seconds between questions for bootstrap; up to a half more by jitter, since all are silent at once."""
+LAG_EVERY: Final = 0.2
+"""Seconds between words that it was overrun: one wave is one trouble (protocol/pacing.py)."""
 REMEMBERED: Final = 32
 """Peers to join by way of while the hub is away."""
 
@@ -103,6 +107,13 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
+class Lagged:
+    """Gossip overran this program."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class HubUp:
     """The connection to the hub is there, and the subscriptions are made."""
 
@@ -117,7 +128,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = Told | ToldToLeave | Want | NoSwarm | Neighbour | Heard | Beat | HubUp | HubDown | Tick
+Event = Told | ToldToLeave | Want | NoSwarm | Neighbour | Heard | Beat | Lagged | HubUp | HubDown | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +162,7 @@ class TellHub:
     joined: bool
     neighbours: int
     want: bool = False
+    lagged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +224,7 @@ class Membership:
         self._next: _Swarm | None = None
         self._up = False
         self._ask_at = 0.0
+        self._lagged_at = float("-inf")
         self.joined = False
         """The hub was told that the swarm is heard, and it is."""
         self.wanted = False
@@ -258,6 +271,8 @@ class Membership:
                 return self._heard(id, now, beat=False)
             case Beat(id):
                 return self._heard(id, now, beat=True)
+            case Lagged(id):
+                return self._lagged(id, now)
             case Neighbour(id, node_id, up):
                 return self._neighbour(id, node_id, up, now)
             case Told():
@@ -285,6 +300,14 @@ class Membership:
                     swarm.beat_at = now
         return self._look(now)
 
+    def _lagged(self, id: str, now: float) -> list[Effect]:
+        """Of a swarm that is not heard there is nothing to say: its events come by stream."""
+        known = self._now is not None and self._now.id == id
+        if not (self._up and self.joined and known) or now < self._lagged_at + LAG_EVERY:
+            return []
+        self._lagged_at = now
+        return [self._tell(lagged=True)]
+
     def _neighbour(self, id: str, node_id: str, up: bool, now: float) -> list[Effect]:
         for swarm in (self._now, self._next):
             if swarm is not None and swarm.id == id:
@@ -307,9 +330,9 @@ class Membership:
         self._now.beat_at = max(self._now.beat_at, now)  # from here on heartbeats are due
         return [self._tell()] if self._up else []
 
-    def _tell(self, *, want: bool = False) -> TellHub:
+    def _tell(self, *, want: bool = False, lagged: bool = False) -> TellHub:
         generation = self._now.generation if self._now is not None else 0
-        return TellHub(generation, self.joined, self.neighbours, want)
+        return TellHub(generation, self.joined, self.neighbours, want, lagged)
 
     def _told(self, told: Told, now: float) -> list[Effect]:
         for swarm in (self._now, self._next):

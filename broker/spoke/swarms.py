@@ -162,7 +162,10 @@ class Swarms:
     def _may_follow(self, topic: str) -> bool:
         if not self._gossips() or any(matches(pattern, topic) for pattern in self._stream_only):
             return False
-        return topic in self._topics or len(self._topics) < MAX_SWARMS
+        if topic in self._topics or len(self._topics) < MAX_SWARMS:
+            return True
+        self._counts["declined"] += 1
+        return False
 
     def _learn(self, bootstrap: tuple[Peer, ...]) -> tuple[str, ...]:
         """The NodeIds of others; where they are is learnt."""
@@ -245,7 +248,9 @@ class Swarms:
         self._handle(topic, m.Heard(handle.id))
 
     def lagged(self, swarm: int) -> None:
-        """What is gone shows by its numbers; the swarm counts how often."""
+        """What is gone shows by its numbers, and the swarm counts how often; the hub is told, for its pacing."""
+        if (handle := self._handles.get(swarm)) is not None:
+            self._handle(handle.topic, m.Lagged(handle.id))
 
     def swarm_drained(self, swarm: int) -> None:
         if (handle := self._handles.get(swarm)) is not None:
@@ -311,7 +316,8 @@ class Swarms:
 
     def counts(self) -> dict[str, int]:
         """``swarms``; ``misplaced`` batches (their events are not what they say) and ``uninvited`` ones (of no topic or
-        author of ours); and the sums of the swarms' own counters, also of those that were left."""
+        author of ours); ``declined`` invitations beyond `MAX_SWARMS`; and the sums of the swarms' own counters, also of
+        those that were left."""
         found: Counter[str] = Counter(self._counts)
         found["swarms"] = len(self._handles)
         for entry in self._topics.values():
@@ -383,6 +389,7 @@ class Swarms:
                 "joined": said.joined,
                 "neighbours": said.neighbours,
                 "want": said.want,
+                **({"lagged": True} if said.lagged else {}),
             },
         )
 

@@ -8,12 +8,12 @@ from typing import Any, cast
 import pytest
 
 from broker import _gossip_ext as ext
-from broker.hub import forwards, swarm_members
+from broker.hub import forwards, peers, swarm_members, swarms
 from broker.hub.forwards import GOSSIP_HEADS, RUN_EVENTS, STREAM_HEADS, Forwards, Heads
 from broker.hub.holes import REFILL_ASKS, REFILL_EVENTS, REFILL_PAUSE, Holes
 from broker.protocol.sequence import Sequences
-from tests.hub.gossips import EPOCH, a_gossiper, gossipers, heard
-from tests.rig import a_hub, a_peer, until
+from tests.hub.gossips import EPOCH, a_gossiper, gossipers, heard, out_of_stream
+from tests.rig import Numbers, a_hub, a_peer, until
 
 KEY, OTHER = ("author", EPOCH), ("other", EPOCH)
 
@@ -232,3 +232,50 @@ async def test_an_epoch_that_no_batch_can_carry_is_refused_where_gossip_carries(
         error = await x.hears("hub.error", code="VALIDATION_ERROR")
         assert error["about"] == "a"
         assert hub.router.topics.channels["a"].published == 0
+
+
+async def test_who_was_overrun_narrows_the_window() -> None:
+    async with a_hub(topics={"carrier": "gossip"}) as hub, gossipers(hub, "x", want=True) as (x,):
+        swarm = hub.router.swarms.by_topic["a"]
+        before = swarm.pacing.window
+        said = {"topic": "a", "generation": swarm.overlay.generation, "joined": True, "neighbours": 1}
+        x.say("topic.swarm", said)
+        await old_answers(x)
+        assert swarm.pacing.window == before
+        x.say("topic.swarm", {**said, "lagged": True})
+        await until(lambda: swarm.pacing.window == before // 2)
+        assert out_of_stream(hub, x)
+
+
+async def test_swarms_beyond_the_bound_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swarms, "MAX_SWARMS", 1)
+    async with a_hub(topics={"carrier": "gossip"}) as hub, a_peer(hub.ticket) as one:
+        one.say("a", 1)
+        one.say("b", 1)
+        await until(lambda: Numbers(hub)("limited_total", limit="swarms") == 1)
+        assert list(hub.router.swarms.by_topic) == ["a"]
+
+
+async def test_peers_of_another_hub_beyond_the_bound_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "MAX_REMOTE", 2)
+    ids = [ext.node_id(ext.generate_secret()) for _ in range(3)]
+    async with a_hub() as hub:
+        known = hub.router.swarms.members.peers
+        assert known.heard("hub", ids, [], True, 0.0) == 1
+        assert known.heard("hub", ids[:2], [], False, 0.0) == 0, "who is known takes no more room"
+        assert set(ids[:2]) <= set(known.node_ids())
+        assert ids[2] not in known.node_ids()
+
+
+async def test_a_topic_without_events_hides_none_that_has_them() -> None:
+    """What topics cost is looked at in the order of their last event, and one that was just opened is last."""
+    async with a_hub() as hub, a_peer(hub.ticket) as one:
+        one.say("a", 1)
+        await until(lambda: "a" in hub.router.topics.channels)
+        looking = hub.router.swarms
+        assert looking._moved(looking._looked_at + 1.0) == {"a": 1.0}
+        one.say("a", 2)
+        await until(lambda: hub.router.topics.channels["a"].published == 2)
+        hub.router.topics.channel("new")
+        assert looking._moved(looking._looked_at + 1.0) == {"new": 0.0, "a": 1.0}
+        assert looking._moved(looking._looked_at + 1.0) == {}

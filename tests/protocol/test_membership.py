@@ -10,6 +10,7 @@ from broker.protocol.announcing import Announcing
 from broker.protocol.membership import (
     ALONE,
     ASK_EVERY,
+    LAG_EVERY,
     MOVE,
     SILENT,
     UNBEATEN,
@@ -20,6 +21,7 @@ from broker.protocol.membership import (
     HubUp,
     Join,
     JoinPeers,
+    Lagged,
     Leave,
     Membership,
     Neighbour,
@@ -68,6 +70,20 @@ def test_a_hub_for_a_neighbour_is_word_enough() -> None:
     machine.handle(HubUp(), 0.0)
     machine.handle(told(), 0.0)
     assert machine.handle(Neighbour("x", HUB, True), 0.1) == [TellHub(1, True, 1)]
+
+
+def test_that_it_was_overrun_is_said_once_a_wave_and_only_of_what_it_hears() -> None:
+    machine = joined()
+    assert machine.handle(Lagged("x"), 1.0) == [TellHub(1, True, 1, lagged=True)]
+    assert machine.handle(Lagged("x"), 1.0 + LAG_EVERY / 2) == []
+    assert machine.handle(Lagged("y"), 2.0) == []
+    assert machine.handle(Lagged("x"), 2.0) == [TellHub(1, True, 1, lagged=True)]
+    machine.handle(HubDown(), 3.0)
+    assert machine.handle(Lagged("x"), 4.0) == []
+    deaf = Membership(lambda: 0.0)
+    deaf.handle(HubUp(), 0.0)
+    deaf.handle(told(), 0.0)
+    assert deaf.handle(Lagged("x"), 1.0) == []
 
 
 def test_silence_is_said_before_it_subscribes_again_and_hearing_ends_it() -> None:

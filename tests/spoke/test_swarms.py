@@ -214,3 +214,37 @@ async def test_what_the_hub_does_not_take_from_the_swarm_goes_to_it_by_stream(mo
         for reader in (rb, rc):
             await reader.has(range(900))
             assert reader.events.verdicts[0].lost == ()
+
+
+async def test_the_size_of_messages_is_the_tickets() -> None:
+    """Nobody tells the spokes of it but the ticket, and a message of twice the default size arrives by gossip."""
+    async with swarm_of(2, gossip={"message_bytes": 8_192}) as (hub, (one, two)), reading(two) as theirs:
+        await publish(one, ["x" * 6_000])
+        await theirs.has(["x" * 6_000])
+        assert Numbers(hub)("protocol_errors_total", code="no_swarm") == 0
+        assert two.carrier(TOPIC) == "gossip"
+        assert one._swarms.message_bytes(TOPIC) > 6_000
+
+
+async def test_who_is_overrun_tells_the_hub() -> None:
+    async with swarm_of(2) as (hub, (one, two)), reading(two) as theirs:
+        await publish(one, [1])
+        await theirs.has([1])
+        swarm = hub.router.swarms.by_topic[TOPIC]
+        before = swarm.pacing.window
+        await until(lambda: two.carrier(TOPIC) == "gossip")
+        two._swarms.lagged(next(iter(two._swarms._handles)))
+        await until(lambda: swarm.pacing.window < before)
+
+
+async def test_swarms_of_a_spoke_beyond_the_bound_are_counted_and_come_by_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("broker.spoke.swarms.MAX_SWARMS", 1)
+    async with swarm_of(2) as (_, (one, two)), reading(two, "a") as a, reading(two, "b", carrier="auto") as b:
+        await one.publish("a", 1)
+        await a.has([1])
+        await one.publish("b", 2)
+        await b.has([2])
+        await until(lambda: two._swarms.counts().get("declined"))
+        assert two.carrier("b") != "gossip"
