@@ -117,11 +117,11 @@ class Router:
         self._controls: dict[str, Callable[[Session, Any], None]] = {
             "hub.register": self.registrations.receive,
             "call.requested": self._on_requested,
-            "call.responded": self._to_table(self.calls.responded),
-            "call.completed": self._to_table(self.calls.completed),
-            "call.aborted": self._to_table(self.calls.aborted),
-            "call.error": self._to_table(self.calls.error),
-            "call.credit": self._to_table(self.calls.credit),
+            "call.responded": self._to_table("responded"),
+            "call.completed": self._to_table("completed"),
+            "call.aborted": self._to_table("aborted"),
+            "call.error": self._to_table("error"),
+            "call.credit": self._to_table("credit"),
             **self._topic_messages.controls,
             **self.swarm_messages.controls,
             **self.links.controls,
@@ -296,8 +296,8 @@ class Router:
             refused = Refused("ACCESS_DENIED", session.grant.denial("call", operation))
         self.perform(self.calls.requested(session.peer, session.identity, detail, time.monotonic(), now_ms, refused))
 
-    def _to_table(self, take: Callable[[int, Any, float], list[calls.Effect]]) -> Callable[[Session, Any], None]:
-        return lambda session, detail: self.perform(take(session.peer, detail, time.monotonic()))
+    def _to_table(self, what: str) -> Callable[[Session, Any], None]:
+        return lambda session, detail: self.perform(getattr(self.calls, what)(session.peer, detail, time.monotonic()))
 
     def _on_complaint(self, session: Session, detail: Any) -> None:
         log.warning("%s says: %s", session.name, str(detail)[:300])
