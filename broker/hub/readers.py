@@ -25,7 +25,10 @@ MAX_REPAIRS_WAITING = 256
 """Repairs of one peer that wait for room in its queue."""
 
 MAX_ANSWERS = 64
-"""Answers to repairs that are kept while a batch lasts, 16 MiB at the very worst."""
+"""Answers to repairs that are kept, 16 MiB at the very worst."""
+KEPT = 0.3
+"""Seconds that they are kept: those who miss the same ask for it within the jitter of a spoke (GAP_PATIENCE of
+spoke/swarms.py, 0.25 s at most). They go with the next batch after that."""
 
 _Answer = tuple[list[bytes], list[tuple[int, int]], list[bytes]]
 
@@ -52,8 +55,8 @@ class Readers:
         """Topics that have something for a peer."""
         self._repairs: dict[int, deque[tuple[str, str, str, int, int]]] = {}
         """Repairs that a peer asked for and whose answer its queue did not take yet."""
-        self._answers: dict[tuple[str, str, str, int, int], _Answer] = {}
-        """What this batch has asked for already."""
+        self._answers: dict[tuple[Channel, str, str, int, int], tuple[float, _Answer]] = {}
+        """What was asked for of late, and until when it is kept."""
         self.channels: set[Channel] = set()
         """Those that have readers: the ones to look after as time passes."""
 
@@ -207,21 +210,27 @@ class Readers:
             first += len(frames) + lost
 
     def _answer(self, channel: Channel, author: str, epoch: str, first: int, last: int) -> _Answer:
-        """Events, what of the range is gone, and both as frames. Many ask for the same when gossip lost something: what
-        one batch of messages asks for is looked up once."""
-        key = (channel.topic, author, epoch, first, last)
+        """Events, what of the range is gone, and both as frames. Many ask for the same when gossip lost something: it
+        is looked up once."""
+        key = (channel, author, epoch, first, last)
         if (known := self._answers.get(key)) is not None:
-            return known
+            if channel.swarm is not None:
+                channel.swarm.merged()
+            return known[1]
         frames, missing = self._span(channel, author, epoch, first, last)
         gone = [lost_frame(channel.topic, author, epoch, a, b) for a, b in missing]
-        if len(self._answers) >= MAX_ANSWERS:
-            self._answers.clear()
-        answer = self._answers[key] = (frames, missing, [*frames, *gone])
+        answer = (frames, missing, [*frames, *gone])
+        if frames or missing:  # what is not there yet may be there in a moment
+            while len(self._answers) >= MAX_ANSWERS:
+                del self._answers[next(iter(self._answers))]
+            self._answers[key] = time.monotonic() + KEPT, answer
         return answer
 
     def settle(self) -> None:
-        """The batch is over."""
-        self._answers.clear()
+        """The batch is over: answers that were kept for long enough go, the oldest first."""
+        now = time.monotonic() if self._answers else 0.0
+        while self._answers and self._answers[oldest := next(iter(self._answers))][0] <= now:
+            del self._answers[oldest]
 
     def _span(
         self, channel: Channel, author: str, epoch: str, first: int, last: int

@@ -340,6 +340,10 @@ class TopicSwarm:
         self._swarms.totals.repairs_served += 1
         self.pacing.trouble(now)
 
+    def merged(self) -> None:
+        """The answer was there, since somebody had asked for the same."""
+        self._swarms.totals.repairs_merged += 1
+
     # -- time
 
     def tick(self, now: float) -> None:

@@ -23,7 +23,7 @@ class SwarmTotals:
     """The counts of one hub. ``add`` takes in those of a swarm that is left."""
 
     def __init__(self) -> None:
-        self.repairs_asked = self.repairs_served = self.left_out = self.contradicted = 0
+        self.repairs_asked = self.repairs_served = self.repairs_merged = self.left_out = self.contradicted = 0
         self.switches = {"gossip": 0, "stream": 0}
         self.joins = {"hub": 0, "member": 0}
         """By this hub; by members, which from then on get nothing by stream."""
@@ -70,10 +70,13 @@ class SwarmTotals:
             value=self.left_out + sum(swarm.left_out for swarm in swarms),
         )
         repairs = CounterMetricFamily(
-            "broker_swarm_repairs", "Ranges that the hub asked for, or was asked for.", labels=("direction",)
+            "broker_swarm_repairs",
+            "Ranges that the hub asked for, or was asked for; merged: look-ups that an earlier one of these spared.",
+            labels=("direction",),
         )
         repairs.add_metric(("asked",), self.repairs_asked)
         repairs.add_metric(("served",), self.repairs_served)
+        repairs.add_metric(("merged",), self.repairs_merged)
         yield repairs
         joins = CounterMetricFamily("broker_swarm_joins", "Swarms joined, once a topic and generation.", labels=("by",))
         for who, count in self.joins.items():

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from broker.hub import peers
+from broker.hub import peers, readers
 from broker.protocol import carrier
 from broker.protocol.codec import encode
+from broker.spoke.swarms import GAP_PATIENCE
 from tests.hub.gossips import EPOCH, a_gossiper, event, gossipers, heard, out_of_stream
 from tests.rig import Numbers, Peer, a_hub, a_peer, until
 
@@ -257,6 +258,48 @@ async def test_repairs_that_many_ask_for_at_once_are_looked_up_once(monkeypatch:
         await until(lambda: heard(x) == heard(y) == list(range(3, 10)))
         assert asked == [(3, 9)]
         assert Numbers(hub)("swarm_repairs_total", direction="served") == 2
+
+
+async def test_what_a_hundred_ask_for_within_the_jitter_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in a batch of its own."""
+    assert max(GAP_PATIENCE) < readers.KEPT
+    async with a_hub(**GOSSIP) as hub, a_gossiper(hub, "x") as x:
+        x.say("topic.swarm", {"topic": "a", "generation": 0, "joined": False, "want": True})
+        await until(lambda: "a" in x.swarms and x.swarms["a"].neighbours())
+        x.gossip("a", 1, 20)
+        await x.hears("topic.ack", seq=20)
+        table, got, asked = hub.router.topics.readers, dict[int, list[bytes]](), list[tuple[int, int]]()
+        ring = hub.router.topics.channels["a"].ring
+        real = ring.range
+
+        def counted(author: str, epoch: str, a: int, b: int, most: int = 512) -> Any:
+            asked.append((a, b))
+            return real(author, epoch, a, b, most)
+
+        def ask(peer: int) -> None:
+            table.repair(peer, "a", x.node_id, EPOCH, 3, 9)
+            table.settle()
+
+        monkeypatch.setattr(ring, "range", counted)
+        monkeypatch.setattr(table, "_tell", lambda peer, frames: got.update({peer: frames}) or True)
+        monkeypatch.setattr(readers, "KEPT", 100.0)  # however busy this machine is
+        for peer in range(1_000, 1_100):
+            ask(peer)
+        assert asked == [(3, 9)]
+        assert len(got) == 100
+        assert all(frames == got[1_000] and len(frames) == 7 for frames in got.values())
+        assert Numbers(hub)("swarm_repairs_total", direction="served") == 100
+        assert Numbers(hub)("swarm_repairs_total", direction="merged") == 99
+        table._answers.clear()
+        monkeypatch.setattr(readers, "KEPT", 0.0)
+        for peer in range(1_000, 1_003):
+            ask(peer)
+        assert len(asked) == 4, "an answer is not kept for longer"
+        monkeypatch.setattr(readers, "KEPT", 100.0)
+        for first in range(1, 15):
+            monkeypatch.setattr(readers, "MAX_ANSWERS", 4)
+            table.repair(1_000, "a", x.node_id, EPOCH, first, first)
+        assert len(table._answers) == 4
 
 
 async def test_a_batch_that_contradicts_itself_goes_nowhere() -> None:
