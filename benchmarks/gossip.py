@@ -4,6 +4,7 @@ the repair of a hole. Not here: the participants (gossip_peer.py, bare_gossip/).
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import subprocess
 import time
@@ -93,6 +94,8 @@ class GossipBench:
     def __init__(self, log: Path, rounds: int, scale: float, tell: Callable[[dict[str, Any]], None]) -> None:
         self._log, self._rounds, self._scale = log, rounds, scale
         self._tell_line = tell
+        self._bytes: dict[tuple[str, int], float] = {}
+        """Of the hub an event, by carrier and spokes, as measured."""
 
     def _tell(self, figure: str, system: str, subscribers: int, **values: Any) -> None:
         load = round(os.getloadavg()[0], 2)
@@ -111,6 +114,8 @@ class GossipBench:
         for count in cost:
             for carrier in ("gossip", "stream") if "cost" in parts else ():
                 await self._cost(carrier, count)
+            if "auto" in parts and "cost" in parts:
+                await self._auto_between(count)
         if "auto" in parts:
             for uplink in (SMALL_UPLINK, None):
                 await self._auto(min(cost), uplink)
@@ -167,6 +172,7 @@ class GossipBench:
             idle_cpu, idle_bytes, _ = await _spent(swarm, asyncio.sleep(events / COST_RATE))
             cpu, sent, result = await _spent(swarm, swarm.carry(events, COST_RATE))
             share = result["seconds"] / (events / COST_RATE)
+        self._bytes[carrier, count] = (sent - idle_bytes * share) / events
         self._tell(
             "gossip-cost",
             carrier,
@@ -179,7 +185,13 @@ class GossipBench:
             **{name: result[name] for name in ("delivered_percent", "missing", "verdicts", "carriers", "faults")},
         )
 
-    async def _auto(self, count: int, uplink: int | None) -> None:
+    async def _auto_between(self, count: int) -> None:
+        """With a budget between what the two carriers cost here: whichever is cheaper is within it."""
+        gossip, stream = (max(1.0, self._bytes[carrier, count]) for carrier in ("gossip", "stream"))
+        budget = int(math.sqrt(gossip * stream) * COST_RATE)
+        await self._auto(count, budget, cheaper="gossip" if gossip < stream else "stream")
+
+    async def _auto(self, count: int, uplink: int | None, *, cheaper: str | None = None) -> None:
         """The carrier that ``auto`` has come to, by what the uplink may carry."""
         topics = {} if uplink is None else {"uplink_bytes": uplink}
         async with self._swarm("auto", count, **topics) as swarm:
@@ -193,7 +205,7 @@ class GossipBench:
                     break
             result = await swarm.carry(int(COST_RATE), COST_RATE)
         self._tell(
-            "gossip-auto", "auto", count, uplink_bytes=uplink, carrier=carrier, before=events,
+            "gossip-auto", "auto", count, uplink_bytes=uplink, cheaper=cheaper, carrier=carrier, before=events,
             **{name: result[name] for name in ("delivered_percent", "missing", "verdicts", "faults", "carriers")},
         )  # fmt: skip
 
@@ -235,6 +247,7 @@ class GossipBench:
             "hub_bytes": after["bytes"] - before["bytes"],
             "repairs_too_early": before["repairs"] - start["repairs"],
             "repairs_served": after["repairs"] - before["repairs"],
+            "repairs_merged": after["merged"] - before["merged"],
             "repaired_events": after["repaired"] - before["repaired"],
             **{
                 name: value

@@ -36,6 +36,7 @@ async def hub(job: dict[str, Any], io: WorkerIO) -> None:
             return {
                 "bytes": router.endpoint.counters()["direct_bytes_out"],
                 "repairs": router.swarms.totals.repairs_served,
+                "merged": router.swarms.totals.repairs_merged,
                 "repaired": channel.counters.repaired if channel is not None else 0,
                 "carrier": "stream" if channel is None or channel.swarm is None else "gossip",
             }

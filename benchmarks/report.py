@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 
+from benchmarks.gossip_goals import gossip_rows
+
 __all__ = ["goals", "machine", "markdown"]
 
 Figures = list[dict[str, Any]]
@@ -143,6 +145,7 @@ def goals(figures: Figures) -> list[tuple[str, str, str, str]]:
             met = "" if ratio <= 0.6 else "  MISSED"
             rows.append(("call p50, us, spoke to spoke directly", "<= 0.6 × by the hub", reached, f"{ratio:.2f}{met}"))
     rows += _cost_rows(figures)
+    rows += gossip_rows(figures)
     for system in OURS:
         if (one := _find(figures, "memory", system)) is not None:
             kib = one["kib_per_spoke"]
