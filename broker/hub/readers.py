@@ -74,7 +74,7 @@ class Readers:
     def drained(self, peer: int) -> None:
         """A connection has room again: its repairs are answered and its readers fed."""
         for repair in self._repairs.pop(peer, ()):
-            self.repair(peer, *repair)
+            self._repair(peer, *repair)
         for topic in list(self._hungry.get(peer, ())):
             channel = self._fan_out.channels.get(topic)
             if channel is None or not self.feed(channel, peer):
@@ -187,11 +187,15 @@ class Readers:
     def repair(self, peer: int, topic: str, author: str, epoch: str, first: int, last: int) -> None:
         """A hole that a subscriber saw: what is in the ring is sent, the rest is named lost."""
         channel = self._fan_out.channels.get(topic)
+        if channel is not None and channel.swarm is not None:
+            channel.swarm.served(time.monotonic())
+        self._repair(peer, topic, author, epoch, first, last)
+
+    def _repair(self, peer: int, topic: str, author: str, epoch: str, first: int, last: int) -> None:
+        channel = self._fan_out.channels.get(topic)
         if channel is None:
             return  # its author may yet come back and refill; the subscriber asks again, and gives up in the end
         self._fan_out.flush(channel)
-        if channel.swarm is not None:
-            channel.swarm.served(time.monotonic())
         while first <= last:
             frames, missing, told = self._answer(channel, author, epoch, first, last)
             if not told:

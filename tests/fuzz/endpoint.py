@@ -83,7 +83,9 @@ class FakeEndpoint:
             self.close_connection(conn, 33, "banned")
         return banned
 
-    def admit_peers(self, add: Sequence[str], remove: Sequence[str] = (), *, full: bool = False) -> None:
+    def admit_peers(
+        self, add: Sequence[str], remove: Sequence[str] = (), *, full: bool = False, framed: bool = False
+    ) -> None:
         assert not set(remove) & set(add)
 
     def learn(self, node_id: str, addrs: Sequence[str], relay_urls: Sequence[str] = ()) -> None:

@@ -101,6 +101,8 @@ class Checker:
         self.banned_at: dict[str, float] = {}
         """By host; only where nothing keeps the news from spreading."""
         self.taken: dict[Key, set[int]] = {}
+        self.taken_by: dict[str, int] = {}
+        """Events, by the hub's process."""
         self.acked: dict[Key, int] = {}
         self.gone: dict[Key, set[int]] = {}
         """What was lost before any hub had it: it went into a swarm while no hub was there, and its author threw it
@@ -129,6 +131,7 @@ class Checker:
         key = (topic, author, epoch)
         if seq > self.newest.get(key, 0):
             raise Failure(f"{hub} took {_name(key)} {seq}, which was never published")
+        self.taken_by[hub] = self.taken_by.get(hub, 0) + 1
         taken = self.taken.setdefault(key, set())
         self.count("taken")
         if seq in taken:

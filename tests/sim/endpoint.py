@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import orjson
+
 from broker import _gossip_ext as real
 from broker.protocol.wire import CloseCode
 from tests.sim.gossip import Gossip, SimSwarm, SwarmHandler
@@ -13,6 +15,10 @@ from tests.sim.network import CALLS, TOPICS, Wire
 from tests.sim.world import Process
 
 __all__ = ["SimEndpoint"]
+
+
+CONTROL = (b'{"type":"topic.', b'{"type":"hub.', b'{"type":"call.', b'{"type":"__')
+LOST = b'{"type":"topic.lost"'
 
 
 class Stats:
@@ -28,6 +34,8 @@ class SimEndpoint:
         self.peers: dict[str, None] = {}
         """Who may gossip with us."""
         self.swarms: list[SimSwarm] = []
+        self.handed = self.handed_lost = 0
+        """Events that connections took, and numbers that were named lost to them."""
         self.of_swarms: SwarmHandler
         self.batch_done: Callable[[], None]
 
@@ -42,7 +50,14 @@ class SimEndpoint:
         if wire is None:
             return False
         payloads = [frames] if isinstance(frames, bytes) else list(frames)
-        return wire.out(self.process).send(payloads, TOPICS if lane == real.TOPICS else CALLS)  # type: ignore[arg-type]
+        took = wire.out(self.process).send(payloads, TOPICS if lane == real.TOPICS else CALLS)  # type: ignore[arg-type]
+        for payload in payloads if took and lane == real.TOPICS else ():
+            if payload.startswith(LOST):
+                detail = orjson.loads(payload)["detail"]
+                self.handed_lost += detail["to"] - detail["from"] + 1
+            else:
+                self.handed += not payload.startswith(CONTROL)
+        return took
 
     def close_connection(self, conn: int, code: int, reason: str) -> None:
         if (wire := self.wires.get(conn)) is not None:
@@ -82,7 +97,9 @@ class SimEndpoint:
     def learn(self, node_id: str, addrs: Sequence[str], relay_urls: Sequence[str] = ()) -> None:
         """Everybody is found by its NodeId here."""
 
-    def admit_peers(self, add: Sequence[str], remove: Sequence[str] = (), *, full: bool = False) -> None:
+    def admit_peers(
+        self, add: Sequence[str], remove: Sequence[str] = (), *, full: bool = False, framed: bool = False
+    ) -> None:
         gone = [one for one in self.peers if one not in add] if full else [one for one in remove if one in self.peers]
         for node_id in gone:
             del self.peers[node_id]

@@ -38,6 +38,7 @@ from tests.sim.world import Failure, InOrder, Process
 
 __all__ = ["SimHub"]
 
+REPAIR = b'{"type":"topic.repair"'
 SUBSCRIBE = b'{"type":"__subscribe"'
 
 
@@ -84,6 +85,8 @@ class SimHub(Process):
     ) -> None:
         super().__init__(gossip.world, name, offset=1_000.0 if kept is None else kept._offset + 1_000.0)
         self.node_id, self._asks, self._heard = node_id, asks, heard
+        self.repairs = 0
+        """Questions that came."""
         self.endpoint = SimEndpoint(self, node_id, gossip)
         self.realm: Realm
         self.admission: Admission
@@ -117,6 +120,7 @@ class SimHub(Process):
 
     def arrived(self, wire: Wire, frames: list[bytes]) -> None:
         if wire.id in self.endpoint.wires:
+            self.repairs += sum(frame.startswith(REPAIR) for frame in frames)
             self.run(self.router.frames, wire.id, frames)
             for frame in frames:
                 if frame.startswith(SUBSCRIBE):
@@ -156,6 +160,21 @@ class SimHub(Process):
             if channel.swarm is not None and channel.swarm.sequences.next_due() is not None:
                 return f"{self.name}: {topic} has holes"
         return None
+
+    def counted(self, taken: int) -> None:
+        """What its metrics claim is what was seen to come in and to go out."""
+        topics, totals = list(self.router.metrics._topics._counters.values()), self.router.swarms.totals
+        published, delivered, lost = (
+            sum(getattr(one, what) for one in topics) for what in ("published", "delivered", "lost")
+        )
+        if published != taken:
+            raise Failure(f"{self.name} counts {published} published, and took {taken}")
+        if delivered != self.endpoint.handed:
+            raise Failure(f"{self.name} counts {delivered} delivered, and handed over {self.endpoint.handed}")
+        if lost < self.endpoint.handed_lost:
+            raise Failure(f"{self.name} counts {lost} lost, and named {self.endpoint.handed_lost}")
+        if not totals.repairs_served <= self.repairs:
+            raise Failure(f"{self.name} counts {totals.repairs_served} repairs, and was asked {self.repairs} times")
 
     def check(self) -> None:
         for channel in self.router.topics.channels.values():

@@ -277,6 +277,8 @@ class Run:
             if spoke.banned:
                 self.asks.caller_gone(spoke.name)
         self.checker.judge(self)
+        for hub in self.hubs.values():
+            hub.counted(self.checker.taken_by.get(hub.name, 0))
         self.asks.judge(callers_saw=not self.scenario.disturbed() and "not sent" not in self.asks.counts)
         if self.scenario.gentle and not self.scenario.disturbed() & {"crash", "ban"}:
             self._whole()
