@@ -515,6 +515,14 @@ impl Swarm {
         Ok(())
     }
 
+    fn relay(&self, py: Python<'_>, message: Vec<u8>) -> Result<()> {
+        self.check_in()?;
+        let gossip = self.core.gossip().ok_or(Error::Closed)?;
+        let sender = self.shared.sender().ok_or(Error::Closed)?;
+        py.detach(|| runtime::block_on(gossip.broadcast(&sender, message.into())))?;
+        Ok(())
+    }
+
     #[pyo3(signature = (*, hubs, authors))]
     fn allow(&self, hubs: Vec<String>, authors: Option<Vec<String>>) -> Result<()> {
         let rules = Rules::parse(&hubs, authors.as_deref())?;

@@ -72,6 +72,10 @@ def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
         keys.load(tmp_path / "none")
     with pytest.raises(KeyFileError, match="regular file"):
         keys.load(tmp_path)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(KeyFileError, match=r"loop cannot be read: .*symbolic links") as caught:
+        keys.load(tmp_path / "loop")
+    assert caught.value.exit_status == 2
     os.mkfifo(tmp_path / "fifo", 0o600)
     with pytest.raises(KeyFileError, match="regular file"):
         keys.load(tmp_path / "fifo")
