@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import stat
+import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -47,6 +49,20 @@ async def test_a_ban_cuts_the_neighbour_and_gives_the_others_a_new_swarm() -> No
         assert heard(y) == []
         assert out_of_stream(hub, x)
         assert out_of_stream(hub, y)
+
+
+async def test_every_neighbour_of_the_banned_has_cut_it_in_under_a_second() -> None:
+    took = []
+    async with a_hub(**GOSSIP) as hub, gossipers(hub, "x", "y", "z1", "z2", "z3", want=True) as (x, y, *others):
+        for bad in others:
+            await until(lambda bad=bad: bad.node_id in x.peers and bad.node_id in y.peers)  # type: ignore[misc]
+            await until(lambda bad=bad: bad.swarms["a"].neighbours())  # type: ignore[misc]
+            began = time.monotonic()
+            assert hub.router.admission.ban(bad.node_id)
+            await until(lambda bad=bad: bad.node_id not in x.peers | y.peers)  # type: ignore[misc]
+            await until(lambda bad=bad: not bad.swarms["a"].neighbours())  # type: ignore[misc]
+            took.append(time.monotonic() - began)
+        assert median(took) < 1, "the issue's own bound; a busy machine delays one"
 
 
 async def test_topics_that_the_banned_never_knew_keep_their_swarm() -> None:

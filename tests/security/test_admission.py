@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -46,7 +47,7 @@ async def test_a_ban_ends_a_live_spoke_in_under_a_second_and_no_other(tmp_path: 
                 assert answer == {"node_id": node_id, "changed": True, "connections": 1, "durable": True}
                 await a.publish("t", turn)
                 assert (await anext(events)).detail == turn
-        assert min(took) < 1, "the issue's own bound; it takes a few ms, and a busy machine delays some"
+        assert median(took) < 1, "the issue's own bound; it takes a few ms, and a busy machine delays one"
         batches = Numbers(hub)("border_batch_items_sum")
         for _ in range(3):
             assert await refusal(hub.ticket, secret) == CloseCode.BANNED

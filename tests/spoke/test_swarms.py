@@ -63,7 +63,7 @@ async def test_a_thousand_identical_events_all_arrive() -> None:
         await rc.has(["same"] * 1_000)
 
 
-async def test_events_at_the_limit_over_it_and_far_over_it() -> None:
+async def test_events_of_exactly_the_limit_one_byte_over_it_and_900_kib() -> None:
     async with swarm_of(3) as (_, (a, b, c)), reading(b) as rb, reading(c) as rc:
         await publish(a, ["first"])
         await rb.has(["first"])
@@ -71,11 +71,12 @@ async def test_events_at_the_limit_over_it_and_far_over_it() -> None:
         held = a._publisher.held(TOPIC, (await a.publish(TOPIC, "")).epoch)
         assert held is not None
         ((_, (frame,)),) = held.runs(2, 2)
-        exact = limit - len(frame)
-        details = ["x" * exact, "x" * (exact + 1), "x" * limit, "x" * 900_000, "last"]
-        await publish(a, details)
+        sizes = [limit, limit + 1, limit + len(frame), 900 * 1024]
+        details = ["x" * (size - len(frame)) for size in sizes]
+        await publish(a, [*details, "last"])
+        assert [len(held.runs(seq, seq)[0][1][0]) for seq in range(3, 7)] == sizes
         for reader in (rb, rc):
-            await reader.has(["first", "", *details])
+            await reader.has(["first", "", *details, "last"])
             assert reader.events.verdicts[0].lost == ()
         # The limit is what fits in any case: one byte more still does when its meta is written short.
         assert a.gossip_counts()["references_out"] == 2
