@@ -222,6 +222,8 @@ class Chaos:
         there, connected = self._hands.there()
         self.see(f'(sum(up{{job=~"hub|spoke|observer"}}) == {there})', SETTLE)
         self.see(f"(sum(broker_spoke_connected) == {connected})", SETTLE)
+        # Who was killed is counted until its hub has missed it, and must not be in what is compared with later.
+        self.see(f"(sum(broker_spokes_connected) == {connected})", SETTLE)
         self.see("sum(rate(broker_observer_events_received_total[5s])) > 0", SETTLE)
         self.note(f"traffic flows {when}")
 

@@ -109,6 +109,7 @@ def test_what_is_well_passes(judge: Judge) -> None:
         ({SEEN: 1}, f"true before anything was broken: {SEEN}"),
         ({"(sum(up": None}, "not seen"),
         ({("(sum(broker_spoke_connected)", "after"): 0}, "not seen"),
+        ({"(sum(broker_spokes_connected)": 0}, "not seen within 0.05 s: (sum(broker_spokes_connected) == 3)"),
     ],
     ids=str,
 )
