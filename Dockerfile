@@ -27,7 +27,7 @@ RUN apt-get update -qq \
     && apt-get install -y -qq --no-install-recommends python3 tini \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/cache/debconf/*-old /usr/share/doc /usr/share/man \
     && useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin broker \
-    && mkdir /data /tickets && chown broker: /data /tickets
+    && mkdir /data /tickets /invites && chown broker: /data /tickets /invites
 COPY --from=build /opt/broker /opt/broker
 ENV PYTHONPATH=/opt/broker PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER broker
