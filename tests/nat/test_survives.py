@@ -71,9 +71,13 @@ def test_the_hubs_own_address_changes_and_then_its_routers(tmp_path: Path) -> No
 
 
 def test_who_is_on_a_direct_path_does_not_miss_the_relay(tmp_path: Path) -> None:
+    """Once nothing of its own is on the way through it: what a relay takes along in the moment of the change comes
+    again only when iroh gives that path up, after 30 s."""
     with a_wan(tmp_path) as wan:
         traffic = wan.traffic()
         traffic.wait_path("direct", SOON)
+        for _ in range(4):
+            traffic.flows(SOON)
         wan.relays["relay1"].kill()
         for _ in range(3):
             traffic.flows(SOON)
@@ -96,22 +100,21 @@ def test_who_needs_the_relay_goes_on_when_it_is_there_again(tmp_path: Path) -> N
         traffic.ends()
 
 
-def test_one_relay_of_two_is_stopped_for_ever(tmp_path: Path) -> None:
-    """Whichever of them all are at home on."""
+@pytest.mark.parametrize("name", ["relay1", "relay2"])
+def test_one_relay_of_two_is_stopped_for_ever(tmp_path: Path, name: str) -> None:
+    """Either of them: all are at home on one."""
     with a_wan(tmp_path, hub="symmetric", spokes="symmetric", relays=2) as wan:
-        for name in ("relay1", "relay2"):
-            traffic = wan.traffic()
-            traffic.wait_path("relay", SOON)
-            wan.relays[name].kill()
-            traffic.flows(2 * SOON)
-            _calls_go(wan)
-            traffic.ends()
-            wan.start_relay(name)
+        traffic = wan.traffic()
+        traffic.wait_path("relay", SOON)
+        wan.relays[name].kill()
+        traffic.flows(2 * SOON)
+        _calls_go(wan)
+        traffic.ends()
 
 
 def _calls_go(wan: Wan) -> None:
     call = wan.spoke("near", "call", "lab.echo", '{"n": 7}')
-    assert (call.status(SOON), call.rows()) == (0, [7]), call.errors
+    assert (call.status(3 * SOON), call.rows()) == (0, [7]), call.errors
 
 
 def test_a_hub_behind_nat_is_killed_and_started_again(tmp_path: Path) -> None:
