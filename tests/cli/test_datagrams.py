@@ -7,9 +7,13 @@ import signal
 import urllib.request
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Start
 from tests.cli.processes import PATIENCE, Running, broker
 from tests.cli.test_topics import subscribe
+
+pytestmark = pytest.mark.timeout(180)  # up to six processes, one after the other
 
 FLOOD = 10_000
 

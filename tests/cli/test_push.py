@@ -8,10 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from broker import keys
 from broker.protocol.ticket import Ticket
 from tests.cli.conftest import Start
 from tests.cli.processes import PATIENCE, Running, broker, rows
+
+pytestmark = pytest.mark.timeout(180)  # up to six processes, one after the other
 
 APP = """
 from broker import Spoke
