@@ -36,6 +36,9 @@ const UNANSWERED: Duration = Duration::from_secs(1);
 /// soon as the one before it goes on. Programs that pause for 2 s are usual.
 const GONE: Duration = Duration::from_secs(3);
 
+/// How long its actor may take to open the topic that we watch.
+const ANSWER: Duration = Duration::from_secs(1);
+
 /// How long it may take iroh-gossip to notice that a peer is gone, once it is told.
 const BURIAL: Duration = Duration::from_secs(1);
 
@@ -97,8 +100,11 @@ impl Watch {
 
     async fn look(&mut self, core: &Core, gossip: &Gossip, live: &[Live], now: Instant) {
         if self.pulse.is_none() {
-            self.pulse = pulse(gossip).await;
-            return;
+            // The actor answers at once unless it hangs; then what follows finds who holds it up.
+            if let Ok(pulse) = tokio::time::timeout(ANSWER, pulse(gossip)).await {
+                self.pulse = pulse;
+                return;
+            }
         }
         let ticks = gossip.overlay.metrics().actor_tick_main.get();
         self.still = match ticks == self.ticks {
