@@ -92,7 +92,9 @@ def extension_families(
     for name, (counter, text) in BY_DIRECTION.items():
         yield _labelled(name, text, "direction", {way: counters.get(f"{counter}_{way}", 0) for way in DIRECTIONS})
     changes = {to: counters.get(f"paths_to_{to}", 0) for to in ("direct", "relay")}
-    yield _labelled("path_changes", "Connections that went over to another kind of path.", "to", changes)
+    yield _labelled(
+        "path_changes", "Connections that went over to another kind of path after their first message.", "to", changes
+    )
     yield _datagrams_dropped(counters, datagrams_refused or {})
     yield from _gossip(counters)
     if overview is not None:

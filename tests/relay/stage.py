@@ -4,7 +4,6 @@ other way to each other, and a valve before a relay that can shut it up. Not her
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -74,14 +73,16 @@ class Valve:
         self._open.set()
 
     async def _passed(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._open.wait()
-        with contextlib.suppress(OSError):
+        back: asyncio.StreamWriter | None = None
+        try:
+            await self._open.wait()
             onward, back = await asyncio.open_connection(*self._target)
-            try:
-                await asyncio.gather(self._pump(reader, back), self._pump(onward, writer))
-            finally:
-                back.close()
-                writer.close()
+            await asyncio.gather(self._pump(reader, back), self._pump(onward, writer))
+        except OSError:
+            pass  # one of the two ends is gone, and so the other one goes
+        finally:
+            for end in filter(None, (writer, back)):
+                end.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65_536):
@@ -110,3 +111,4 @@ async def valve(relay: RelayServer) -> AsyncIterator[Valve]:
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # for what was aborted to be closed
