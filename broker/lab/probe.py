@@ -144,9 +144,6 @@ class Probe:
     def _look(self) -> str:
         endpoint = self._spoke.endpoint
         paths = endpoint.overview(()).paths if endpoint is not None else []
-        if paths and paths[0][1] == "mixed":  # TEMPORARY
-            stats = endpoint.stats(paths[0][0])
-            return "relay" if stats is None or "://" in stats.remote_addr else "direct"
         return paths[0][1] if paths else "none"
 
     def _now_ms(self) -> float:

@@ -3,6 +3,7 @@ something breaks; and what must be true of that load whatever broke. Not here: w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -87,7 +88,8 @@ class Feed(threading.Thread):
         self._stop_it = threading.Event()
 
     def run(self) -> None:
-        with self.fifo.open("w", buffering=1) as pipe:
+        # A broken pipe: the author has ended, which is told elsewhere.
+        with contextlib.suppress(BrokenPipeError), self.fifo.open("w", buffering=1) as pipe:
             while not self._stop_it.wait(1 / RATE):
                 self.count += 1
                 pipe.write(f"{self.count}\n")
