@@ -279,11 +279,15 @@ class Endpoint:
         connection for every ALPN: a refused one is closed with code 32 (``not admitted``) or 33 (``banned``) and
         costs no Python. Returns the live connections that the new sets no longer admit, and closes them."""
 
-    def admit_peers(self, add: Sequence[str], remove: Sequence[str] = ..., *, full: bool = False) -> None:
+    def admit_peers(
+        self, add: Sequence[str], remove: Sequence[str] = ..., *, full: bool = False, framed: bool = False
+    ) -> None:
         """Who may gossip with this endpoint, in either direction; ``full``: ``add`` takes the place of the whole set.
         Who is removed, and whoever :meth:`admit` denies, has its gossip connections closed at once (33). Asked in the
         handshake: a NodeId that is not in the set is refused with 32 before gossip sees it. A swarm that gets more than
-        10 batches in 10 s that do not hold from one neighbour's own hand refuses it (33) until the swarm is left."""
+        10 batches in 10 s that do not hold from one neighbour's own hand refuses it (33) until the swarm is left.
+        ``framed``: from now on all of the set may connect on ``alkhub/1`` too, as if :meth:`admit` had them; who leaves
+        the set is not cut there."""
 
     def learn(self, node_id: str, addrs: Sequence[str], relay_urls: Sequence[str] = ...) -> None:
         """Where a peer can be dialled by gossip, in place of what was learnt before. The newest 10,000 stay."""
@@ -408,6 +412,10 @@ class Swarm:
 
     def head(self, epoch: str, seq: int, *, author: str | None = None) -> None:
         """Tells the swarm the newest number of a sequence, signed. It goes after what publish has queued."""
+
+    def relay(self, message: bytes) -> None:
+        """Broadcasts a message as it is, such as one of :meth:`batches`: it is believed for its own signature or not at
+        all. Waits for room."""
 
     def join_peers(self, peers: Sequence[str]) -> None:
         """More peers to join by way of: after a silence, or when halves must find each other again. A peer with which

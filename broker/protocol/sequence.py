@@ -241,15 +241,16 @@ class Sequences(Generic[T]):
             found.setdefault(topic, {})[author] = (epoch, tracker.next - 1)
         return found
 
-    def wanted(self, now: float) -> list[Repair]:
+    def wanted(self, now: float, *, on: bool = False) -> list[Repair]:
         """The holes to ask for now: a gap when its topic's patience is over (in a stream: at once), an announced one
-        after a second, then at growing intervals."""
+        after a second, then at growing intervals. ``on``: without an end, where nobody is asked who could know that a
+        thing is lost, and `expire` is not called."""
         repairs: list[Repair] = []
         for key, tracker in self._open.items():
             room = REPAIRS - len(repairs)
             if not room:
                 break
-            repairs += (Repair(*key, a, b) for a, b in tracker.ask(now, room))
+            repairs += (Repair(*key, a, b) for a, b in tracker.ask(now, room, on=on))
         return repairs
 
     def expire(self, now: float) -> list[T]:

@@ -234,15 +234,15 @@ class Tracker:
     def due(self) -> float | None:
         return min((hole.due for hole in self.holes), default=None)
 
-    def ask(self, now: float, most: int) -> list[Range]:
-        """The holes to ask for now; each is due again later."""
+    def ask(self, now: float, most: int, *, on: bool = False) -> list[Range]:
+        """The holes to ask for now; each is due again later. ``on``: also those that were asked for often enough."""
         asked: list[Range] = []
         for hole in self.holes:
             if len(asked) >= most:
                 break
-            if hole.due <= now and hole.asks < ASKS:
-                hole.due = now + BACKOFF * 2**hole.asks
-                hole.asks += 1
+            if hole.due <= now and (on or hole.asks < ASKS):
+                hole.due = now + BACKOFF * 2 ** min(hole.asks, ASKS - 1)
+                hole.asks = min(hole.asks + 1, ASKS)
                 asked.append((hole.a, hole.b))
         return asked
 

@@ -12,6 +12,7 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from broker import _gossip_ext as ext
@@ -27,6 +28,7 @@ from broker.spoke.complaints import Complaints
 from broker.spoke.datagrams import Datagrams
 from broker.spoke.directs import Directs, Neighbour
 from broker.spoke.link import Link
+from broker.spoke.members import Members
 from broker.spoke.operations import Call, Handler, Kind, Offer, plain, typed
 from broker.spoke.options import SpokeOptions
 from broker.spoke.publisher import Published, Publisher
@@ -75,6 +77,7 @@ class Spoke:
         self._swarms.publisher = self._publisher
         self._repairs = Repairs(self._swarms, self._publisher, send=self._link.send_topics, control=self._link.control)
         self._directs = Directs(self._link, self._calls, self._offers, lambda: self.options)
+        Members(self._link, self._subscriptions, self._swarms, self._repairs)
         self._rolls = True
         self._wire()
 
@@ -82,10 +85,10 @@ class Spoke:
         self.trouble = self._link.trouble  # why it is not connected, as far as that is known; None while it is
         link, calls, answers = self._link, self._calls, self._answers
         for type in ("call.responded", "call.completed", "call.error"):
-            link.receivers[type] = _typed_receiver(calls.receive, type)
+            link.receivers[type] = partial(calls.receive, type)
         link.receivers["call.requested"] = answers.requested
         for type in ("call.aborted", "call.credit"):
-            link.receivers[type] = _typed_receiver(answers.receive, type)
+            link.receivers[type] = partial(answers.receive, type)
         link.receivers["hub.register"] = link.registered
         link.receivers["hub.realm"] = link.hubs.realm
         link.receivers["hub.error"] = Complaints(self._swarms, self._publisher, self._subscriptions).on
@@ -439,10 +442,6 @@ class Spoke:
                     await listener(event)
                 except Exception:
                     log.exception("the listener of %s failed on an event; it goes on with the next", pattern)
-
-
-def _typed_receiver(receive: Callable[[str, Any], None], type: str) -> Callable[[Any], None]:
-    return lambda detail: receive(type, detail)
 
 
 def _parent() -> str | None:

@@ -309,9 +309,11 @@ class Subscription:
         self._sequences.resumed(now)
 
     def wanted(self, now: float) -> list[Repair]:
-        """Holes to ask for. Those that were asked for in vain are lost now."""
+        """Holes to ask for. Those that a hub was asked for in vain are lost now; while there is none, nothing is."""
         if self._paused or self._ended:
             return []
+        if not self._owner.connected:
+            return self._sequences.wanted(now, on=True)
         self._release(self._sequences.expire(now))
         return self._sequences.wanted(now)
 

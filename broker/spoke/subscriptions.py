@@ -16,6 +16,7 @@ from broker.errors import BrokerError, FrameError, TopicError
 from broker.events import Event
 from broker.protocol.codec import Message
 from broker.protocol.routing import References, matches
+from broker.protocol.sequence import Repair
 from broker.protocol.wire import CloseCode
 from broker.spoke.subscription import Policy, Subscription
 
@@ -66,6 +67,8 @@ class Subscriptions:
         """By topic, of those in whose swarm this spoke is: seconds before a gap is asked for."""
         self.swarm: Callable[[str], Awaitable[None]] = _no_swarm
         """Returns when the swarm of a topic is heard; set by the spoke."""
+        self.ask_members: Callable[[Repair], bool] = lambda _hole: False
+        """Asks others than the hub for a hole."""
 
     # The owner's side of a subscription.
 
@@ -186,6 +189,8 @@ class Subscriptions:
         if self._repair_timer is not None:
             self._repair_timer.cancel()
             self._repair_timer = None
+        self._holey.update(self._all)
+        self._mind_holes()
 
     def on_events(self, messages: list[Message]) -> None:
         """Events in the order of arrival. Those that follow each other in one author's sequence are handled as one."""
@@ -341,8 +346,9 @@ class Subscriptions:
         self._datagram_routes.clear()
 
     def _mind_holes(self) -> None:
-        """One timer for the hole that is due first; the trackers space the askings."""
-        if not self._holey or not self._connected:
+        """One timer for the hole that is due first; the trackers space the askings. Without a hub the members of a
+        topic's swarm can be asked, if there is one."""
+        if not self._holey or not (self._connected or self.gap_patience):
             return
         due: float | None = None
         for subscription in list(self._holey):
@@ -361,13 +367,15 @@ class Subscriptions:
 
     def _ask_repairs(self) -> None:
         self._repair_timer = None
-        if self._connected:
-            now = time.monotonic()
-            for subscription in list(self._holey):
-                for hole in subscription.wanted(now):
+        now = time.monotonic()
+        for subscription in list(self._holey):
+            for hole in subscription.wanted(now):
+                if not self._connected:
+                    self.repairs += self.ask_members(hole)
+                else:
                     self.repairs += 1
                     self._send("topic.repair", hole.to_json())
-            self._mind_holes()
+        self._mind_holes()
 
 
 async def _no_swarm(topic: str) -> None:

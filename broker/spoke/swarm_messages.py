@@ -60,9 +60,9 @@ class Range(NamedTuple):
     a: int
     b: int
 
-    def lost(self, a: int, b: int) -> dict[str, Any]:
-        """The detail of ``topic.lost`` for a part of it."""
-        return {"topic": self.topic, "author": self.author, "epoch": self.epoch, "from": a, "to": b}
+    def to_json(self) -> dict[str, Any]:
+        """The detail of ``topic.repair`` and ``topic.lost``."""
+        return {"topic": self.topic, "author": self.author, "epoch": self.epoch, "from": self.a, "to": self.b}
 
 
 def invitation(detail: Any) -> Invitation:

@@ -26,7 +26,7 @@ from broker.protocol.wire import CloseCode
 from broker.spoke.link import Link
 from broker.spoke.publisher import Publisher
 from broker.spoke.subscriptions import Subscriptions
-from broker.spoke.swarm_messages import Peer, invitation, peer_list, runs
+from broker.spoke.swarm_messages import Peer, PeerList, invitation, peer_list, runs
 
 __all__ = ["JOIN_TIMEOUT", "Swarms"]
 
@@ -59,8 +59,8 @@ class _Source:
 class _Topic:
     """One topic, with its swarms by id."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, counts: Counter[str]) -> None:
+        self.name, self._counts = name, counts
         self.machine = m.Membership(random.random)
         self.swarms: dict[str, ext.Swarm] = {}
         self.hubs: tuple[str, ...] = ()
@@ -75,6 +75,7 @@ class _Topic:
         source = self.sources.pop((author, epoch), None) or _Source(now)
         while len(self.sources) >= MAX_SOURCES:
             del self.sources[next(iter(self.sources))]
+            self._counts["sources_forgotten"] += 1
         self.sources[author, epoch] = source  # in the order of the last word
         source.newest = max(source.newest, newest)
         return source.first_heard
@@ -93,6 +94,7 @@ class Swarms:
     def __init__(self, link: Link, subscriptions: Subscriptions, gossips: Callable[[], bool]) -> None:
         self._link, self._subscriptions, self._gossips = link, subscriptions, gossips
         self.publisher: Publisher
+        self.on_peers: Callable[[PeerList], None] = lambda _said: None
         self._topics: dict[str, _Topic] = {}
         self._handles: dict[int, _Handle] = {}
         link.hurries = lambda: bool(self._handles)
@@ -162,10 +164,9 @@ class Swarms:
     def _may_follow(self, topic: str) -> bool:
         if not self._gossips() or any(matches(pattern, topic) for pattern in self._stream_only):
             return False
-        if topic in self._topics or len(self._topics) < MAX_SWARMS:
-            return True
-        self._counts["declined"] += 1
-        return False
+        room = topic in self._topics or len(self._topics) < MAX_SWARMS
+        self._counts["declined"] += not room
+        return room
 
     def _learn(self, bootstrap: tuple[Peer, ...]) -> tuple[str, ...]:
         """The NodeIds of others; where they are is learnt."""
@@ -184,9 +185,10 @@ class Swarms:
         said = peer_list(detail)
         if self._link.endpoint is not None and self._gossips():
             try:
-                self._link.endpoint.admit_peers(said.add, said.remove, full=said.full)
+                self._link.endpoint.admit_peers(said.add, said.remove, full=said.full, framed=True)
             except ValueError as error:
                 raise FrameError(f"hub.peers: {error}", close_code=CloseCode.BAD_MESSAGE) from None
+            self.on_peers(said)
 
     def refused(self, topic: str, message: str) -> None:
         """``hub.error NO_SWARM``."""
@@ -310,14 +312,24 @@ class Swarms:
                 return found
         return []
 
+    def ids(self, topic: str) -> tuple[str, ...]:
+        """Of the swarms of a topic that this spoke is in, the one that is heard first."""
+        return tuple(entry.machine.ids) if (entry := self._topics.get(topic)) is not None else ()
+
+    def members(self, topic: str) -> set[str]:
+        """NodeIds of its neighbours there that are no hubs."""
+        entry = self._topics.get(topic)
+        swarms = entry.swarms.values() if entry is not None else ()
+        return {one for swarm in swarms for one in swarm.neighbours()} - set(self.hubs(topic))
+
     def hubs(self, topic: str) -> tuple[str, ...]:
         entry = self._topics.get(topic)
         return entry.hubs if entry is not None else ()
 
     def counts(self) -> dict[str, int]:
-        """``swarms``; ``misplaced`` batches (their events are not what they say) and ``uninvited`` ones (of no topic or
-        author of ours); ``declined`` invitations beyond `MAX_SWARMS`; and the sums of the swarms' own counters, also of
-        those that were left."""
+        """``swarms``, ``declined`` invitations beyond `MAX_SWARMS`, ``sources_forgotten``; ``misplaced`` batches (their
+        events are not what they say) and ``uninvited`` ones (of no topic or author of ours); and the sums of the
+        swarms' own counters, also of those that were left."""
         found: Counter[str] = Counter(self._counts)
         found["swarms"] = len(self._handles)
         for entry in self._topics.values():
@@ -332,7 +344,7 @@ class Swarms:
 
     def _open(self, topic: str) -> _Topic:
         if (entry := self._topics.get(topic)) is None:
-            entry = self._topics[topic] = _Topic(topic)
+            entry = self._topics[topic] = _Topic(topic, self._counts)
             if self._link.up:
                 entry.machine.handle(m.HubUp(), time.monotonic())
         return entry

@@ -377,9 +377,16 @@ impl Endpoint {
         Ok(ended)
     }
 
-    #[pyo3(signature = (add, remove=Vec::new(), *, full=false))]
-    fn admit_peers(&self, add: Vec<String>, remove: Vec<String>, full: bool) -> Result<()> {
+    #[pyo3(signature = (add, remove=Vec::new(), *, full=false, framed=false))]
+    fn admit_peers(
+        &self,
+        add: Vec<String>,
+        remove: Vec<String>,
+        full: bool,
+        framed: bool,
+    ) -> Result<()> {
         let (add, remove) = (public_set(&add)?, public_set(&remove)?);
+        self.core.admission.peers.frame(framed);
         let cut = self.core.admission.peers.admit(add, &remove, full);
         self.core.counters.gossip_cut.add(cut as u64);
         Ok(())

@@ -133,6 +133,8 @@ impl Live {
 #[derive(Debug, Default)]
 struct State {
     allowed: HashSet<PublicKey>,
+    /// They may connect on `alkhub/1` too.
+    framed: bool,
     /// Those that sent too much that does not hold, with the swarms that found it.
     shunned: HashMap<PublicKey, HashSet<u64>>,
     live: HashMap<PublicKey, Vec<Live>>,
@@ -178,6 +180,17 @@ impl Peers {
     pub fn may_dial(&self, peer: &PublicKey) -> bool {
         let state = self.lock();
         !state.doomed.contains(peer) && state.refusal(peer).is_none()
+    }
+
+    /// From now on, or no longer, peers may connect on `alkhub/1` too.
+    pub fn frame(&self, framed: bool) {
+        self.lock().framed = framed;
+    }
+
+    /// Whether this peer may connect on `alkhub/1`.
+    pub fn framed(&self, peer: &PublicKey) -> bool {
+        let state = self.lock();
+        state.framed && state.refusal(peer).is_none()
     }
 
     /// From now on, or no longer, a dial to this peer fails at once.

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_a_peer_that_is_removed_is_cut_at_once_and_stays_out() -> None:
             neighbour(a, at_a, b.node_id, up=False)
             neighbour(b, at_b, a.node_id, up=False)
             took.append(time.monotonic() - start)
-        assert min(took) < 1, "a busy machine delays some"
+        assert median(took) < 1, "a busy machine delays one"
         assert at_a.neighbours() == [c.node_id]
         assert a.endpoint.counters()["gossip_cut"] >= 1
         at_b.join_peers([a.node_id])
@@ -117,6 +118,20 @@ def test_peers_may_gossip_with_a_spoke_that_admits_nobody_else() -> None:
         item = stranger.wait(ext.CLOSED, ext.DIAL_FAILED)
         assert 32 in item
         b.endpoint.dial(1, a.node_id, a.endpoint.addrs())  # nor a peer, when it wants more than gossip
+        assert 32 in b.wait(ext.CLOSED, ext.DIAL_FAILED)
+
+
+def test_peers_that_are_framed_may_connect_for_more_than_gossip_until_they_are_none() -> None:
+    with peers(2, open=False) as (a, b), node() as stranger:
+        a.endpoint.admit_peers([], framed=True)
+        b.endpoint.dial(1, a.node_id, a.endpoint.addrs())
+        conn = b.wait(ext.OPENED)[1]
+        b.endpoint.send(conn, b"hello")
+        assert a.wait(ext.FRAMES)[2] == [b"hello"]
+        stranger.endpoint.dial(1, a.node_id, a.endpoint.addrs())
+        assert 32 in stranger.wait(ext.CLOSED, ext.DIAL_FAILED)
+        a.endpoint.admit_peers([], [b.node_id], framed=True)
+        b.endpoint.dial(2, a.node_id, a.endpoint.addrs())
         assert 32 in b.wait(ext.CLOSED, ext.DIAL_FAILED)
 
 

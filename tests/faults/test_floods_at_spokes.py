@@ -11,10 +11,11 @@ import pytest
 from broker import Event, SpokeOptions
 from broker.errors import CallTimeout, EventTooLarge, ExecutionFailed
 from broker.protocol.publication import UNACKED_EVENTS
-from broker.spoke import publisher
+from broker.spoke import publisher, swarms
 from broker.spoke import subscription as of_spoke
 from broker.spoke.subscription import Subscription
 from tests.rig import PATIENCE, Numbers, a_hub, serving, spokes, until
+from tests.spoke.swarming import TOPIC, publish, reading, swarm_of
 
 KIB = 1024
 
@@ -80,6 +81,23 @@ async def test_topics_of_one_publisher(monkeypatch: pytest.MonkeyPatch) -> None:
         await pub.flush()
         assert Numbers(hub)("events_published_total") == 4
         assert pub.counts()["published"] == 4
+
+
+async def test_sequences_of_one_swarm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that spoke last are remembered; of the others nothing is passed over when they speak again."""
+    monkeypatch.setattr(swarms, "MAX_SOURCES", 4)
+    async with swarm_of(2) as (_, (a, b)), reading(b) as rb:
+        await publish(a, range(5))
+        await rb.has(range(5))
+        (handle,) = b._swarms._handles
+        for number in range(50):
+            b._swarms.headed(handle, f"{number:064x}", "0" * 16, 1)
+        assert len(b._swarms._topics[TOPIC].sources) == 4
+        assert b.gossip_counts()["sources_forgotten"] >= 46
+        await publish(a, range(5, 200))
+        await rb.has(range(200))
+        (verdict,) = [one for one in rb.events.verdicts if one.author == a.node_id]
+        assert (verdict.missing, verdict.lost, verdict.received) == ((), (), 200)
 
 
 async def test_calls_that_find_the_queue_to_the_hub_full() -> None:
