@@ -288,7 +288,7 @@ class Members:
             self._connections.close(conn, error.close_code, str(error))
 
     def _batch(self, member: _Member, detail: Any) -> None:
-        if (sequence := self._repairs.batch(detail)) is not None:
+        if (sequence := self._repairs.taken(detail)) is not None:
             self._mind(member)
             if (tried := self._tried.get(sequence)) is not None:
                 tried.good = member.node_id

@@ -138,8 +138,12 @@ class Repairs:
         else:
             asker.send([encode("topic.lost", lost)])
 
-    def batch(self, detail: Any) -> tuple[str, str, str] | None:
-        """``topic.batch``: the answer of a member, passed on or its own. Topic, author and epoch of one that holds."""
+    def batch(self, detail: Any) -> None:
+        """``topic.batch``: the answer of a member, passed on or its own."""
+        self.taken(detail)
+
+    def taken(self, detail: Any) -> tuple[str, str, str] | None:
+        """The same. Topic, author and epoch of a batch that holds."""
         topic, data = batch_data(detail)
         try:
             opened = ext.open_batch(topic, b64decode(data, validate=True), self._swarms.hubs(topic))

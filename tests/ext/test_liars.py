@@ -1,8 +1,8 @@
 """A live swarm into which raw bytes are thrown: each kind of lie is counted by its name, and none of it is delivered.
 
 The liar is a member like any other, with its own key, that broadcasts what it likes (`Swarm.relay`). The batches are
-written out in test_batches.py. Not here: the rules by themselves (gossip_ext/tests/chain.rs, batch_faults.rs), an author's rate (chain.rs: more than
-a busy machine passes on), and that who goes on is shunned.
+written out in test_batches.py. Not here: the rules by themselves (gossip_ext/tests/chain.rs, batch_faults.rs), an
+author's rate (chain.rs: it is more than a busy machine passes on), and that who goes on is shunned.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ async def test_a_member_that_finds_no_room_asks_others_and_questions_are_proved_
         assert b._subscriptions.ask_members(hole)
         await until(lambda: a.gossip_counts().get("members_let_in") == 1)  # the author first
         await until(lambda: a.gossip_counts().get("repairs_answered", 0) >= 1)
-        (conn,) = [conn for conn, host in b._link.others._hosts.items() if host]
+        (conn,) = b._link.others._hosts
         b._link.others.send(conn, [encode("topic.repair", hole.to_json() | {"proof": "0" * 40})])
         await until(lambda: a.gossip_counts().get("members_unproved") == 1)
         await until(lambda: not b._link.others._hosts)
@@ -160,8 +160,8 @@ async def test_a_member_is_believed_for_the_signature_alone() -> None:
         (batch, *_) = a._swarms.batches(TOPIC, a.node_id, epoch, 1, 20, 100_000)
         forged = bytearray(batch)
         forged[-1] ^= 1
-        assert b._repairs.batch({"topic": TOPIC, "data": b64encode(forged).decode()}) is None
-        assert b._repairs.batch({"topic": TOPIC, "data": b64encode(batch).decode()}) == (TOPIC, a.node_id, epoch)
+        assert b._repairs.taken({"topic": TOPIC, "data": b64encode(forged).decode()}) is None
+        assert b._repairs.taken({"topic": TOPIC, "data": b64encode(batch).decode()}) == (TOPIC, a.node_id, epoch)
 
 
 async def test_who_is_no_peer_any_more_may_not_ask_either() -> None:
