@@ -140,7 +140,7 @@ fifty: setup system-packages  ## Fifty nodes in containers, 20 events/s each, an
 	.venv/bin/python -m pytest -m large $(ARGS)
 
 .PHONY: dashboards
-dashboards: setup  ## Write grafana/dashboards/*.json from grafana/boards.py
+dashboards: setup  ## Write grafana/dashboards/*.json from grafana/boards/
 	.venv/bin/python -m grafana.draw
 
 .PHONY: pictures

@@ -3,7 +3,7 @@
     python -m grafana.draw           writes dashboards/*.json
     python -m grafana.draw --check   exits with 1 when they are not current
 
-Not here: what is shown (boards.py), recording rules and alerts (prometheus/*.yml).
+Not here: what is shown (boards/), recording rules and alerts (prometheus/*.yml).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a dashboard is made of. Not here: which there are (boards.py), how they are drawn (draw.py, pictures.py)."""
+"""What a dashboard is made of. Not here: which there are (boards/), how they are drawn (draw.py, pictures.py)."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     python -m grafana.pictures [--seconds 120]      writes docs/images/*.png
 
 The only file here that needs matplotlib (the dependency group ``pictures``; `make pictures` installs it). Not here:
-what is shown (boards.py), and the testbed that it is taken of (stage.py).
+what is shown (boards/), and the testbed that it is taken of (stage.py).
 """
 
 from __future__ import annotations

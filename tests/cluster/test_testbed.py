@@ -72,7 +72,7 @@ def test_the_hubs_are_one_realm(testbed: Testbed) -> None:
 
 
 def test_every_panel_shows_something(testbed: Testbed) -> None:
-    """Each expression of each dashboard, on this Prometheus. What may be empty says why (grafana/boards.py)."""
+    """Each expression of each dashboard, on this Prometheus. What may be empty says why (grafana/boards/)."""
     wanted = {
         (board.title, panel.title, legend): re.sub(r"\$\w+", ".*", expression)
         for board in BOARDS
