@@ -57,7 +57,10 @@ def test_the_testbed_comes_up_and_traffic_flows(testbed: Testbed) -> None:
 
 
 def test_scaled_nodes_appear_by_themselves(testbed: Testbed) -> None:
+    (hub,) = testbed.compose("ps", "-q", "hub2").split()
+    invite = run("docker", "exec", hub, "cat", "/invites/hub2")
     testbed.up(spokes=10)
+    assert run("docker", "exec", hub, "cat", "/invites/hub2") == invite, "another invite for the same first hub"
     until(lambda: _targets_up(testbed, 10), "ten nodes are up in Prometheus")
     until(lambda: testbed.value("sum(broker_spokes_connected)") >= 11, "all have a hub")
     _settled(testbed, 10)
@@ -73,7 +76,7 @@ def test_the_hubs_are_one_realm(testbed: Testbed) -> None:
 
 def test_every_panel_shows_something(testbed: Testbed) -> None:
     """Each expression of each dashboard, on this Prometheus. What may be empty says why (grafana/boards/)."""
-    wanted = {
+    wanted: dict[tuple[str, ...], str] = {
         (board.title, panel.title, legend): re.sub(r"\$\w+", ".*", expression)
         for board in BOARDS
         for panels in board.rows.values()
@@ -97,7 +100,9 @@ def test_prometheus_evaluates_every_rule(testbed: Testbed) -> None:
     groups = until(lambda: (testbed.api("rules") or {}).get("groups"), "rules")
     rules = [rule for group in groups for rule in group["rules"]]
     assert [(rule["name"], rule["health"], rule.get("lastError")) for rule in rules if rule["health"] != "ok"] == []
-    recorded = {("rule", rule["name"]): rule["name"] for rule in rules if rule["type"] == "recording"}
+    recorded: dict[tuple[str, ...], str] = {
+        ("rule", rule["name"]): rule["name"] for rule in rules if rule["type"] == "recording"
+    }
     assert len(recorded) >= 3
     until(lambda: not _drop(recorded, testbed), ("rules that give no series", recorded))
     for board in BOARDS:
