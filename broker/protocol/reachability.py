@@ -114,9 +114,9 @@ class Watch:
                 effects.append(Insert(url))
         if self._probing is not None and now - self._probing[1] >= LOST:
             effects += self.probed(now, "unreachable", "the probe did not end")
-        if self._probing is None and now >= self._next and (url := self._target()) is not None:
-            self._probing = url, now
-            effects.append(Probe(url, FIRST_LIMIT if self._relays[url].fresh else LIMIT))
+        if self._probing is None and now >= self._next and (target := self._target()) is not None:
+            self._probing = target, now
+            effects.append(Probe(target, FIRST_LIMIT if self._relays[target].fresh else LIMIT))
         return effects
 
     def probed(self, now: float, outcome: Outcome, message: str) -> list[Effect]:

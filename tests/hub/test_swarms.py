@@ -281,7 +281,12 @@ async def test_what_a_hundred_ask_for_within_the_jitter_is_looked_up_once(monkey
             table.settle()
 
         monkeypatch.setattr(ring, "range", counted)
-        monkeypatch.setattr(table, "_tell", lambda peer, frames: got.update({peer: frames}) or True)
+
+        def told(peer: int, frames: list[bytes]) -> bool:
+            got[peer] = frames
+            return True
+
+        monkeypatch.setattr(table, "_tell", told)
         monkeypatch.setattr(readers, "KEPT", 100.0)  # however busy this machine is
         for peer in range(1_000, 1_100):
             ask(peer)

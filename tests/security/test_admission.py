@@ -35,6 +35,7 @@ async def test_a_closed_hub_admits_its_administrator_and_nobody_else(tmp_path: P
 
 async def test_a_ban_ends_a_live_spoke_in_under_a_second_and_no_other(tmp_path: Path) -> None:
     took = []
+    secret, node_id = identity()
     async with closed_hub(tmp_path, open=True) as hub, admin_of(hub) as admin, spokes(hub.ticket, "a", "b") as (a, b):
         for turn in range(1, 4):
             secret, node_id = identity()
