@@ -64,10 +64,8 @@ impl Admission {
         if sets.deny.contains(peer) {
             return Some(close::banned());
         }
-        let admitted = !incoming
-            || sets.open
-            || sets.allow.contains(peer)
-            || self.peers.framed(peer);
+        let admitted =
+            !incoming || sets.open || sets.allow.contains(peer) || self.peers.framed(peer);
         (!admitted).then(|| close::not_admitted(peer))
     }
 
