@@ -143,7 +143,7 @@ class GossipConfig(Table):
 class LimitsConfig(Table):
     """Bounds that keep one peer from harming the others."""
 
-    max_frame_bytes: Annotated[int, Field(ge=2 * KIB, le=64 * MIB)] = MIB
+    max_frame_bytes: Annotated[int, Field(ge=4 * KIB, le=64 * MIB)] = MIB
     """Spokes are told. At least what the hub itself says on every connect."""
     calls_queue_bytes: Annotated[int, Field(ge=64 * KIB, le=1_024 * MIB)] = 8 * MIB
     """A connection's outgoing calls and control messages."""

@@ -47,7 +47,7 @@ async def test_a_spoke_refuses_what_its_hub_does_not_take() -> None:
         assert [spoke.counts()["connects"] for spoke in (one, two, server)] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("smallest", [2_048])
+@pytest.mark.parametrize("smallest", [4_096])
 async def test_a_hub_with_the_smallest_limit_greets_and_answers(smallest: int) -> None:
     async with a_hub(limits={"max_frame_bytes": smallest}) as hub, spokes(hub.ticket, "one") as (one,):
         assert (await one.call("hub.spokes"))[0]["name"] == "one"

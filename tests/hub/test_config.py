@@ -94,7 +94,7 @@ def test_variables_have_the_types_of_their_keys() -> None:
         ("[admission]\nallow = ['abc']", "admission.allow[0]", 2, "64 hex digits"),
         ("topics = 3", "topics", 1, "object"),
         ("topics = {ring_events = 1.5}", "topics.ring_events", 1, "integer"),
-        ("[limits]\nmax_frame_bytes = 10", "limits.max_frame_bytes", 2, "2048"),
+        ("[limits]\nmax_frame_bytes = 10", "limits.max_frame_bytes", 2, "4096"),
         ("[topics]\npatience = nan", "topics.patience", 2, "number"),
         ("drain_timeout = -1", "drain_timeout", 1, "greater than or equal to 0"),
         ("log_level = 'loud'", "log_level", 1, "'debug'"),
