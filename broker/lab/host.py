@@ -11,14 +11,13 @@ from typing import Any
 
 __all__ = ["READINGS", "disks", "load", "memory", "processes", "processors"]
 
-FIRST_LOOK = 0.1
-"""Seconds over which the first reading of the processors is taken."""
 FRESH = 0.5
 """Seconds for which a reading of the processors is given again."""
 
 
 class Processors:
-    """How busy they are. psutil tells it since the last look; of two looks at once the second would see nothing."""
+    """How busy they are, since the last look; of two looks at once the second would see nothing. The first tells how
+    busy they were since the machine started: nothing waits here, least of all an event loop."""
 
     def __init__(self) -> None:
         self._at, self._percent = 0.0, 0.0
@@ -28,7 +27,12 @@ class Processors:
 
         now = time.monotonic()
         if now - self._at >= FRESH:
-            self._percent = psutil.cpu_percent(interval=None if self._at else FIRST_LOOK)
+            since_last = psutil.cpu_percent(interval=None)
+            if self._at:
+                self._percent = since_last
+            else:
+                times = psutil.cpu_times()
+                self._percent = round(100 * (1 - times.idle / sum(times)), 1)
             self._at = now
         return self._percent
 
