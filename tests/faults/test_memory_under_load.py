@@ -39,7 +39,7 @@ LOOSE = 32 * MIB
 """What an allocator holds back, batches that are being handled, and a connection that comes back."""
 WARM_UP, STOPPED, AFTER = 20.0, 60.0, 5.0
 """Seconds, at least. The first begin when the ring is full, the second go on until enough was published to see it."""
-ENOUGH = 4 * LOOSE
+ENOUGH = 5 * LOOSE
 LONGEST = 300.0
 MEASURED = 2.0
 """Seconds of the others' silence that are not the patience: it is spent in steps, and processes wait for their turn."""
@@ -236,10 +236,14 @@ async def test_a_hubs_memory_is_flat_while_one_of_a_hundred_does_not_read_for_a_
     each = LANE + SEND_WINDOW + TURN + FEED_BYTES
     bound = seen.idle + SUBSCRIBERS * each + 2 * RING_EVENTS * FRAME + LOOSE
     assert highest(seen.memory) <= bound, f"more than {bound // MIB} MiB: {shown}"
-    # Flat: in its second half no higher than it has been before. Kept for the one, it would have been this much more:
-    assert seen.events * FRAME // 2 > LOOSE
-    half = len(seen.memory) // 2
-    assert highest(seen.memory[half:]) <= highest([*seen.warm, *seen.memory[:half]]) + LOOSE, shown
+    # Flat: it comes back to where it began. Kept for the one, it would not have been lower by the last quarter than by
+    # half of all that was published meanwhile above what it was in the first. Not the highest: when the machine is busy
+    # the others' lanes fill for a while, which is 30 to 60 MiB (seen at a load of 3).
+    kept = seen.events * FRAME
+    assert kept // 3 > LOOSE, f"too little was published to tell: {shown}"
+    quarter = len(seen.memory) // 4
+    before, last = [*seen.warm, *seen.memory[:quarter]], seen.memory[-quarter:]
+    assert min(sample.rss for sample in last) <= highest(before) + kept // 3, shown
 
     ends = {(other["got"], other["lost"], other["connects"]) for other in seen.others}
     assert ends == {(seen.published, 0, 1)}, f"{ends}: {shown}"
