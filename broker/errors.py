@@ -149,13 +149,17 @@ class FrameError(BrokerError):
 
 
 class CallError(BrokerError):
-    """A call ended with an error. ``details`` is JSON, or None."""
+    """A call ended with an error. ``details`` is JSON, or None; ``retryable=True`` is said there too, if it is a map or
+    None, since that is where the wire has it: whoever raises this in a handler tells the caller.
+    """
 
     def __init__(self, message: str, *, details: Any = None, retryable: bool | None = None):
         super().__init__(message)
-        self.message, self.details = message, details
         if retryable is not None:
             self.retryable = retryable
+        if retryable and (details is None or isinstance(details, dict)):
+            details = {**(details or {}), "retryable": True}
+        self.message, self.details = message, details
 
 
 class OperationNotFound(CallError):
@@ -235,7 +239,7 @@ _BY_CODE: dict[str, type[CallError]] = {
 
 def call_error(code: str, message: str, details: Any = None) -> CallError:
     """The class for a wire ``code``; an unknown code is kept in :class:`UnknownFailure`, never dropped."""
-    retryable = isinstance(details, dict) and details.get("retryable") is True
+    retryable = True if isinstance(details, dict) and details.get("retryable") is True else None
     if (cls := _BY_CODE.get(code)) is not None:
-        return cls(message, details=details, retryable=retryable or cls.retryable)
+        return cls(message, details=details, retryable=retryable)
     return UnknownFailure(message, details={"code": code, "details": details}, retryable=retryable)

@@ -305,6 +305,14 @@ async def test_errors_of_handlers_reach_the_caller_and_the_spoke_goes_on() -> No
     async def times_out_itself() -> None:
         raise TimeoutError("my own")
 
+    @app.operation("t.later")
+    async def later() -> None:
+        raise ExecutionFailed("not yet", details={"left": 3}, retryable=True)
+
+    @app.operation("t.soon")
+    async def soon() -> None:
+        raise ExecutionFailed("almost", retryable=True)
+
     @app.operation("t.wordy")
     async def wordy() -> None:
         raise CallError("long" * 400_000, details={"a": {1}})
@@ -328,6 +336,14 @@ async def test_errors_of_handlers_reach_the_caller_and_the_spoke_goes_on() -> No
         }.items():
             with pytest.raises(ExecutionFailed, match=message):
                 await caller.call(operation, timeout=PATIENCE)
+        for operation, details in {
+            "t.later": {"left": 3, "retryable": True},
+            "t.soon": {"retryable": True},
+        }.items():
+            with pytest.raises(ExecutionFailed) as failed:
+                await caller.call(operation, timeout=PATIENCE)
+            assert failed.value.retryable
+            assert failed.value.details == details
         with pytest.raises(CallError, match="longlong"):
             await caller.call("t.wordy", timeout=PATIENCE)
         stream = caller.stream("t.items", timeout=PATIENCE)
