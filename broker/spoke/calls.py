@@ -83,6 +83,8 @@ class Calls:
     def __init__(self, send: Callable[[str, Any], bool], control: Callable[[str, Any], None]) -> None:
         """``send`` may refuse; ``control`` takes aborts and credit."""
         self._send, self._control = send, control
+        self._loop: asyncio.AbstractEventLoop
+        """Set by each first word of a hub: nothing is under way before. To ask for it is a system call up to 3.11."""
         self._caller = caller.Caller()
         self._results: dict[str, asyncio.Future[Any]] = {}
         self._streams: dict[str, _Stream] = {}
@@ -100,14 +102,17 @@ class Calls:
         """Calls, streams and roll-calls so far."""
         return self._count
 
+    def connected(self) -> None:
+        self._loop = asyncio.get_running_loop()
+
     async def call(
         self, operation: str, input: Any, *, timeout: float, parent: str | None, way: Way | None = None
     ) -> Any:
         request_id = self._next_id()
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._start(request_id, operation, input, timeout, parent=parent, way=way)
+        future: asyncio.Future[Any] = self._loop.create_future()
         self._results[request_id] = future
         try:
-            self._start(request_id, operation, input, timeout, parent=parent, way=way)
             return await future
         finally:
             self._results.pop(request_id, None)
@@ -175,7 +180,7 @@ class Calls:
                 if stream.done is not None:
                     yield stream.done
                     return
-                stream.waiter = asyncio.get_running_loop().create_future()
+                stream.waiter = self._loop.create_future()
                 await stream.waiter
         finally:
             self._streams.pop(request_id, None)
@@ -206,7 +211,7 @@ class Calls:
         that is left; the spoke that was asked knows which of them it has done. Its streams fail, retryable: an item
         that was under way may have come or not. ``again`` is None when the hub does not know the word: it would ask
         anybody."""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         asked, way.asked = way.asked, {}
         for request_id, (detail, since) in asked.items():
             del self._ways[request_id]
@@ -253,7 +258,7 @@ class Calls:
         try:
             if way is not None and way.ask(detail):
                 self._ways[request_id] = way
-                way.asked[request_id] = (detail, asyncio.get_running_loop().time())
+                way.asked[request_id] = (detail, self._loop.time())
                 self.direct += 1
                 sent = True
             else:
@@ -316,7 +321,7 @@ class Calls:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = due
-        self._timer = asyncio.get_running_loop().call_later(max(due - now, 0), self._tick)
+        self._timer = self._loop.call_later(max(due - now, 0), self._tick)
 
     def _tick(self) -> None:
         self._timer = None

@@ -407,6 +407,7 @@ class Spoke:
         hub = parse(hub_registration, from_hub=True)
         capabilities, limit = hub.capabilities, self._link.limited(hub.max_frame_bytes)
         self._rolls = "call.all" in capabilities
+        self._calls.connected()
         self._answers.connected(credited="call.credit" in capabilities, max_frame_bytes=limit)
         self._subscriptions.on_up()
         self._publisher.connected(acknowledges="topic.ack" in capabilities, max_frame_bytes=limit)

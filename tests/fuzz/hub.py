@@ -35,7 +35,7 @@ from tests.fuzz.endpoint import Clock, FakeEndpoint
 from tests.fuzz.peers import EPOCHS, NODES, Peers, event
 from tests.fuzz.script import MAX_STEPS, Script
 
-__all__ = ["RINGS", "Play", "frozen", "hub"]
+__all__ = ["FEW", "RINGS", "Play", "frozen", "hub"]
 
 MOST_PEERS: Final = 6
 READER: Final = ("a.>", "b")

@@ -44,7 +44,7 @@ KEYS: Final[dict[str, tuple[Any, ...]]] = {
     "requestId": IDS,
     "operationId": OPERATIONS,
     "input": (*ANY, *({"node_id": node} for node in NODES), {"ttl": 5}),
-    "output": (*ANY, "x" * 1_500),
+    "output": (*ANY, "x" * 3_548),
     "parentRequestId": IDS,
     "timeoutMs": NUMBERS,
     "deadline": (*NUMBERS, 1.7e12, 1_700_000_001_000_000),

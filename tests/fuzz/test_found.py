@@ -10,7 +10,7 @@ import pytest
 
 from broker.protocol.codec import decode
 from tests.fuzz.endpoint import Clock
-from tests.fuzz.hub import RINGS, Play, frozen
+from tests.fuzz.hub import FEW, RINGS, Play, frozen
 from tests.fuzz.peers import NODES
 from tests.fuzz.script import Script
 
@@ -46,13 +46,14 @@ async def test_a_stream_whose_one_answer_is_too_large_ends_once(play: Play) -> N
     play.router.batch_done(1)
     [leg] = [decode(sent.frame).detail["requestId"] for sent in play.endpoint.sent if b"call.requested" in sent.frame]
     heard(play, ANN)
-    says(play, BOB, "call.responded", {"requestId": leg, "output": "x" * 1_950})
+    too_large_with_the_longer_id = "x" * (FEW.max_frame_bytes - 98)
+    says(play, BOB, "call.responded", {"requestId": leg, "output": too_large_with_the_longer_id})
     assert heard(play, ANN) == ["call.error"]
     says(play, ANN, "call.requested", {"requestId": "2", "operationId": "get", "all": True})
     play.router.batch_done(1)
     [leg] = [decode(sent.frame).detail["requestId"] for sent in play.endpoint.sent if b"call.requested" in sent.frame]
     heard(play, ANN)
-    says(play, BOB, "call.responded", {"requestId": leg, "output": "x" * 1_950})
+    says(play, BOB, "call.responded", {"requestId": leg, "output": too_large_with_the_longer_id})
     assert heard(play, ANN) == ["call.responded", "call.completed"], "of a roll-call it is one of several answers"
 
 
