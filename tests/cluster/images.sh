@@ -24,21 +24,24 @@ need_tools() {
 }
 
 # The machine's own certificates go in, so that apt, pip and cargo inside `docker build` reach what this machine reaches.
+# In a process group of its own: mmdebstrap ends its whole group when it fails, and that would be whoever calls this.
 bootstrap() {
     local file sources=()
+    UNFINISHED=$(mktemp "$CACHE/base.XXXXXX")  # of its own, so that a run that was cut short is in nobody's way
+    trap 'rm -f "$UNFINISHED"' EXIT
     for file in /etc/apt/sources.list /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list.d/debian.list; do
         if [ -s "$file" ]; then sources+=("$file"); fi
     done
     # shellcheck disable=SC2016  # $1 is mmdebstrap's
-    mmdebstrap --quiet --variant=minbase --include=ca-certificates \
+    setsid --wait mmdebstrap --quiet --variant=minbase --include=ca-certificates \
         --aptopt='Acquire::Check-Valid-Until "false"' \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
         --dpkgopt='path-exclude=/usr/share/doc/*' \
         --customize-hook='if ls /usr/local/share/ca-certificates/*.crt >/dev/null 2>&1; then
             cp /usr/local/share/ca-certificates/*.crt "$1"/usr/local/share/ca-certificates/
             chroot "$1" update-ca-certificates >/dev/null 2>&1; fi' \
-        bookworm - "${sources[@]}" | zstd -q -3 -o "$CACHE/base.tmp"
-    mv "$CACHE/base.tmp" "$CACHE/base.tar.zst"
+        bookworm - "${sources[@]}" | zstd -q -3 >"$UNFINISHED"
+    mv "$UNFINISHED" "$CACHE/base.tar.zst"
 }
 
 make_base() {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.testbed import IMAGES, Testbed, aside
+from tests.cluster.testbed import BUILD_TIMEOUT, IMAGES, Testbed, aside
 
 pytestmark = pytest.mark.system
 
@@ -27,6 +27,7 @@ def test_without_compose_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPa
         Testbed("nothing")
 
 
+@pytest.mark.timeout(BUILD_TIMEOUT)  # the first on a machine makes the images
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     """By Compose itself: the message has the port, and operations.md says which variable changes it."""
     with socket.socket() as taken:
