@@ -193,9 +193,11 @@ class Directs:
 
     def closed(self, conn: int, code: int | None, reason: str, remote: bool) -> None:
         if (link := self._links.pop(conn, None)) is not None:
+            live = not link.ended  # else this side ended it, and may have been introduced anew since
             self.link_ended(link, code, reason, gone=remote and code == CloseCode.GOING_AWAY)
-            if remote and code == CloseCode.BANNED and (peer := self.peers.by_id.get(link.node_id)) is not None:
-                self.peers.drop(peer, code, reason)  # it was told so by the hub
+            banned = live and remote and code == CloseCode.BANNED
+            if banned and (peer := self.peers.by_id.get(link.node_id)) is not None:
+                self.peers.drop(peer, code or 0, reason)  # it was told so by the hub
 
     def dial_failed(self, token: int, kind: str, code: int | None, message: str) -> None:
         for peer in self.peers.by_id.values():

@@ -9,6 +9,7 @@ import pytest
 from broker import SpokeOptions
 from broker.cli.spoke_direct import DirectCollector
 from broker.errors import AccessDenied, ExecutionFailed, OperationNotFound, ValidationFailed
+from broker.protocol.wire import CloseCode
 from broker.spoke import peers as peers_module
 from tests.rig import FAST, PATIENCE, Numbers, a_hub, serving, until
 from tests.spoke.directly import Shop, cut, deaf, link, links, two
@@ -62,6 +63,20 @@ async def test_a_call_that_is_under_way_when_the_connection_dies_goes_on_and_run
             assert await call == "A"
             assert all.shop.ran == {"a": 1}
             assert all.asks.direct_counts()["again"] == 1
+
+
+async def test_how_the_other_side_ended_a_connection_that_was_over_here_ends_no_newer_one() -> None:
+    """Both sides are told by the hub, and introduced anew before the first connection's close has come."""
+    async with two() as all:
+        old, directs = link(all.asks), all.asks._directs
+        cut(all.asks)
+        await until(lambda: links(all.asks) and links(all.asks)[0].registered)
+        new = link(all.asks)
+        directs._links[old.conn] = old
+        directs.closed(old.conn, CloseCode.BANNED, "what may be called there is something else now", True)
+        assert link(all.asks) is new
+        assert await all.asks.call("shop.get", {"sku": "a"}) == "A"
+        assert all.asks.direct_counts()["asked"] == 1
 
 
 async def test_a_call_whose_request_was_lost_runs_by_way_of_the_hub() -> None:
