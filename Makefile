@@ -91,9 +91,9 @@ demo: setup  ## Hub and spokes on this machine's live data (ARGS="--spokes 5 --s
 	.venv/bin/broker demo $(ARGS)
 
 .PHONY: test
-test: setup  ## Every test that needs nothing more than the set-up (ARGS="-k name")
+test: setup  ## Every test that needs nothing more than the set-up (ARGS="-k name"; ARGS="-n0 --pdb")
 	$(CARGO) test $(CARGO_FLAGS) --test '*' --quiet
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 .PHONY: test-system
 test-system: setup system-packages  ## The tests that need Debian packages, Docker, namespaces, a browser or minutes

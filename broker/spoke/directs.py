@@ -197,7 +197,7 @@ class Directs:
             self.link_ended(link, code, reason, gone=remote and code == CloseCode.GOING_AWAY)
             banned = live and remote and code == CloseCode.BANNED
             if banned and (peer := self.peers.by_id.get(link.node_id)) is not None:
-                self.peers.drop(peer, code or 0, reason)  # it was told so by the hub
+                self.peers.drop(peer, CloseCode.BANNED, reason)  # it was told so by the hub
 
     def dial_failed(self, token: int, kind: str, code: int | None, message: str) -> None:
         for peer in self.peers.by_id.values():

@@ -15,6 +15,8 @@ import asyncio, os, selectors, signal, socket, sys, threading, time
 from broker import _gossip_ext as ext
 from broker.loop import DrivingLoop
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started with it ignored
+
 def pair():
     hub = ext.Endpoint.bind(ext.generate_secret(), accept=True, open=True)
     spoke = ext.Endpoint.bind(ext.generate_secret())
