@@ -53,9 +53,10 @@ DRAINED: Final[int]  # (DRAINED, conn: int)  a lane that refused a send has room
 DIAL_FAILED: Final[int]  # (DIAL_FAILED, token: int, kind: str, code: int | None, message: str)
 DATAGRAM: Final[int]  # (DATAGRAM, conn: int, payload: bytes)
 NEIGHBOUR: Final[int]  # (NEIGHBOUR, swarm: int, node_id: str, up: bool)
-BATCH: Final[int]  # (BATCH, swarm: int, author: str, epoch: str, first_seq: int, frames: list[bytes | None])
-# A checked batch of one author's consecutive events, as whole JSON messages; None: an event above the message limit,
-# to be asked for over a stream. Batches of one author may come out of order, since gossip has more than one path.
+BATCH: Final[int]  # (BATCH, swarm: int, author: str, epoch: str, first_seq: int, frames: list)
+# A checked batch of one author's consecutive events, as whole JSON messages (bytes); one above the message limit as
+# (size, event_hash), to be asked for over a stream. Batches of one author may come out of order, since gossip has more
+# than one path.
 HEAD: Final[int]  # (HEAD, swarm: int, author: str, epoch: str, seq: int)  the author's newest number, signed
 LAGGED: Final[int]  # (LAGGED, swarm: int)  gossip overran this program: batches are gone, nobody knows which
 SWARM_DRAINED: Final[int]  # (SWARM_DRAINED, swarm: int)  a swarm that refused a publish has room again
@@ -79,7 +80,12 @@ def verify(node_id: str, message: bytes, signature: bytes) -> bool:
 def topic_id(realm_secret: bytes, topic: str, generation: int) -> bytes:
     """The swarm id of a topic, 32 bytes: BLAKE3 keyed with the realm's secret (32 bytes). Who knows it may join."""
 
-def open_batch(topic: str, data: bytes, hubs: Sequence[str] = ...) -> tuple[str, str, int, list[bytes | None]]:
+def event_hash(message: bytes) -> bytes:
+    """BLAKE3 of an event as it travels, 32 bytes."""
+
+def open_batch(
+    topic: str, data: bytes, hubs: Sequence[str] = ...
+) -> tuple[str, str, int, list[bytes | tuple[int, bytes]]]:
     """(author, epoch, first_seq, frames) of a batch that came another way than by gossip. ValueError, beginning with
     the counter's name (``malformed``, ``wrong_topic``, ``bad_signature``, ``not_allowed``), if it does not hold."""
 

@@ -68,8 +68,11 @@ class Channel:
 
     def announcement(self, key: tuple[str, str]) -> list[bytes]:
         """What is to come of an author. Of one that the hub knows nothing of, subscribers that do not know it either
-        begin after what was acknowledged to it; of any other they have a baseline."""
+        begin after what was acknowledged to it; of any other they have a baseline. What another hub of the realm has
+        acknowledged they need not have had."""
         acked, seq = self.announced[key]
+        if self.swarm is not None and self.swarm.shared:
+            acked = 0
         heads = [head_of(self.topic, *key, seq)]
         if not self.ring.newest(*key):
             heads.insert(0, head_of(self.topic, *key, acked, baseline=True))

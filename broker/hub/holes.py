@@ -52,29 +52,42 @@ class Holes:
         self._denied: dict[Key, tuple[int, int, set[int]]] = {}
         self._refills: dict[Key, _Refill] = {}
 
-    def ask(self, key: Key, first: int, last: int, author: int | None, members: Sequence[int]) -> bool:
+    def ask(
+        self,
+        key: Key,
+        first: int,
+        last: int,
+        author: int | None,
+        members: Sequence[int],
+        hubs: Sequence[int] = (),
+    ) -> bool:
         """A hole is due. False when nobody is there to be asked."""
         if author is not None:
             self._question(author, key, first, last)
             return True
-        if not members:
+        if not members and not hubs:
             return False
         turn = self._turns.get(key, 0)
         _bounded(self._turns)[key] = turn + 1
-        self._question(members[turn % len(members)], key, first, last)
+        if hubs:  # most likely it is in their rings
+            self._question(hubs[turn % len(hubs)], key, first, last)
+        if members and (turn % 2 or not hubs):
+            self._question(members[turn % len(members)], key, first, last)
         return True
 
     def was_asked(self, key: Key) -> bool:
         return key in self._asked
 
-    def denied(self, key: Key, peer: int, first: int, last: int, members: int) -> tuple[int, int] | None:
-        """A member does not have a range. Returns what is lost for that."""
+    def denied(
+        self, key: Key, peer: int, first: int, last: int, enough: Callable[[set[int]], bool]
+    ) -> tuple[int, int] | None:
+        """A peer does not have a range. Returns what is lost for that, if those who said so are ``enough``."""
         a, b, peers = self._denied.get(key, (first, last, set()))
         a, b = max(a, first), min(b, last)
         if a > b:
             a, b, peers = first, last, set()
         peers.add(peer)
-        if len(peers) >= min(DENIALS, members):
+        if enough(peers):
             self._denied.pop(key, None)
             return a, b
         _bounded(self._denied)[key] = (a, b, peers)

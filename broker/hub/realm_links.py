@@ -188,7 +188,9 @@ class RealmLinks:
 
     def _share(self, session: Session) -> None:
         """Every topic here becomes one of the realm's, and the other hub a member of its swarm."""
-        swarms = self._router.swarms
+        swarms, now = self._router.swarms, time.monotonic()
+        for swarm in swarms.by_topic.values():
+            swarm.hub_came(now)
         for channel in list(self._router.topics.channels.values()):
             if swarms.open(channel, shared=True) is not None:
                 self.invite(session, channel.topic)
@@ -197,6 +199,12 @@ class RealmLinks:
         if (swarm := self._router.swarms.by_topic.get(topic)) is not None:
             swarm.carrier.share(session.peer)
             self._router.swarms.members.admit(swarm, session.peer, reads=True, now=time.monotonic())
+
+    def head(self, topic: str, author: str, epoch: str, seq: int) -> None:
+        """How far a sequence is: other hubs need not have heard it in the swarm."""
+        for session in self.sessions():
+            detail = {"topic": topic, "author": author, "epoch": epoch, "seq": seq}
+            self._router.send(session.peer, "topic.head", detail)
 
     def opened(self, topic: str) -> None:
         """A topic has a swarm now."""
@@ -235,6 +243,7 @@ class RealmLinks:
             router.complain(session.peer, "NO_SWARM", "this hub has too many swarms, or does not gossip", topic)
             return
         swarm.handle.join_peers(known)
+        swarms.members.authors_elsewhere(swarm, detail.get("authors"), time.monotonic())
         self.invite(session, topic)
         answer = {"topic": topic, "generation": generation, "joined": True, "neighbours": 1}
         router.send(session.peer, "topic.swarm", answer)

@@ -8,6 +8,7 @@ timers, messages and which topics have a swarm (swarms.py).
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from broker.hub.holes import Holes, Key
 from broker.protocol import overlay
 from broker.protocol.carrier import Carrier
 from broker.protocol.codec import decode
+from broker.protocol.named import Frame, Named
 from broker.protocol.overlay import Overlay
 from broker.protocol.pacing import Pacing
 from broker.protocol.place import check_seq
@@ -44,6 +46,8 @@ LINGER: Final = 2.0
 EPOCH: Final = re.compile("[0-9a-f]{16}")
 """What a signed batch can carry."""
 
+log = logging.getLogger("broker.hub")
+
 Item = tuple[Key, int, bytes]
 
 
@@ -59,6 +63,7 @@ class TopicSwarm:
         self.handles: dict[int, ext.Swarm] = {}
         """By generation, the present one last."""
         self.sequences: Sequences[Item] = Sequences(since="start", patience={self.topic: REORDERED})
+        self.named = Named(ext.event_hash)
         self.pacing = Pacing()
         self.authors = authors
         """Who may publish; None: every member."""
@@ -166,6 +171,11 @@ class TopicSwarm:
         self._swarms.touched(self)
 
     @property
+    def shared(self) -> bool:
+        """Whether the realm has other hubs."""
+        return len(self._swarms.realm.hubs) > 1
+
+    @property
     def left_out(self) -> int:
         """Events that found no room in gossip."""
         return self._forwards.left_out
@@ -194,6 +204,9 @@ class TopicSwarm:
             return
         if seq > newest + 1 and key not in self._heard and not self._swarms.members.gossips(peer):
             self._take(key, self.sequences.lost(self.topic, author, epoch, newest + 1, seq - 1, now), now)
+        if not self._is_named((self.topic, author, epoch, seq), frame):
+            why = f"event {seq} is not the one that its author's batch names by its hash"
+            raise TopicError(why, code="VALIDATION_ERROR")
         item = (key, seq, frame)
         items = self.sequences.event(self.topic, author, epoch, seq, item, now)
         if not items and self._given_up(key):
@@ -201,7 +214,7 @@ class TopicSwarm:
         self._take(key, items, now)
         self._swarms.touched(self)
 
-    def from_gossip(self, author: str, epoch: str, first: int, frames: list[bytes | None]) -> int:
+    def from_gossip(self, author: str, epoch: str, first: int, frames: list[Frame], *, asked: bool = False) -> int:
         """A batch of consecutive events, signed by or for their author. Returns how many events it had; 0: it is not
         what it says."""
         now, key = time.monotonic(), (author, epoch)
@@ -211,11 +224,14 @@ class TopicSwarm:
         out: list[Item] = []
         begin = first
         for seq, frame in enumerate(frames, first):
-            if frame is None:
+            place = self.topic, author, epoch, seq
+            if isinstance(frame, tuple):
+                self.named.name(place, frame)
                 out += self._run(key, begin, items, now)
                 items, begin = [], seq + 1
-                self.sequences.left_out(self.topic, author, epoch, seq, now)
-            elif self._is_right(frame, author, epoch, seq):
+                # That whoever was asked has not got it either is no reason to ask on.
+                (self.sequences.head if asked else self.sequences.left_out)(*place, now)
+            elif self._is_right(frame, author, epoch, seq) and self._is_named(place, frame):
                 items.append((key, seq, frame))
             else:
                 return 0
@@ -243,6 +259,14 @@ class TopicSwarm:
             and type(meta["seq"]) is int
         )
 
+    def _is_named(self, place: tuple[str, str, str, int], frame: bytes) -> bool:
+        """Whether it is the event that a batch has named, if one has."""
+        if self.named.holds(place, frame):
+            return True
+        self._swarms.totals.mismatched += 1
+        log.warning("%s: event %d of %s is not the one that was named; it is not taken", place[0], place[3], place[1])
+        return False
+
     def head(self, author: str, epoch: str, seq: int) -> None:
         """The swarm says how far a sequence is, signed."""
         now = time.monotonic()
@@ -267,6 +291,7 @@ class TopicSwarm:
         """Nobody has these any more."""
         now = time.monotonic()
         self._take(key, self.sequences.lost(self.topic, *key, first, last, now), now)
+        self._show_given_up(key)
         self._swarms.touched(self)
 
     def _given_up(self, key: Key) -> bool:
@@ -279,12 +304,12 @@ class TopicSwarm:
         if self._given_up(key):
             self._swarms.router.send(peer, "topic.ack", {"topic": self.topic, "epoch": key[1], "seq": self.top(key)})
 
-    def batch(self, author: str, epoch: str, first: int, frames: list[bytes | None]) -> int:
+    def batch(self, author: str, epoch: str, first: int, frames: list[Frame]) -> int:
         """A signed batch that a member gave when it was asked."""
         if (author, epoch) in self.holes.refilling():
             # Nothing of it is known: what is older, the member does not have any more.
             self.sequences.begin(self.topic, author, epoch, first, time.monotonic())
-        return self.from_gossip(author, epoch, first, frames)
+        return self.from_gossip(author, epoch, first, frames, asked=True)
 
     def top(self, key: Key) -> int:
         """The newest number of a sequence that the hub knows to exist."""
@@ -303,6 +328,7 @@ class TopicSwarm:
         if not items:
             return
         author, epoch = key
+        self._show_lost_beginning(key, items[0][1])
         accept, channel, heard = self._swarms.topics.accept, self.channel, self._heard.get(key, 0)
         if key not in channel.authors and (peer := self._swarms.members.connection(author)) is not None:
             channel.remember_author(key, peer)
@@ -314,6 +340,31 @@ class TopicSwarm:
         newest = items[-1][1]
         if author != self._swarms.node_id:
             self._heads.moved(key, newest, now, gossips=newest <= heard)
+
+    def _show_given_up(self, key: Key) -> None:
+        """Of what was given up at the end of a sequence, subscribers that are fed by stream have heard nothing."""
+        if self._given_up(key):
+            self._show_lost_beginning(key, self.top(key) + 1)
+            self._swarms.topics.goes_to(self.channel, *key, self.top(key))
+            self.tell_hubs(key, self.top(key))
+
+    def tell_hubs(self, key: Key, seq: int) -> None:
+        """How far a sequence is, where the swarm may not have told them."""
+        self._swarms.router.links.head(self.topic, *key, seq)
+
+    def hub_came(self, now: float) -> None:
+        """Another hub can be asked for what is missing."""
+        self.sequences.resumed(now)
+        self._swarms.touched(self)
+
+    def _show_lost_beginning(self, key: Key, first: int) -> None:
+        """Subscribers that are fed by stream take the first event that they get of a sequence for its beginning. They
+        see no hole before it unless they are told where it began."""
+        if self.channel.ring.newest(*key):
+            return
+        verdict = self.sequences.verdict(self.topic, *key)
+        if verdict is not None and verdict.start < first:
+            self._swarms.topics.begins(self.channel, *key, verdict.start)
 
     # -- what goes out
 
@@ -354,6 +405,7 @@ class TopicSwarm:
             return
         for (author, epoch), seq in self._heads.due(now):
             handle.head(epoch, seq, author=author)
+            self.tell_hubs((author, epoch), seq)
         if now >= self._beat_at:
             self._beat_at = now + BEAT
             for one in self.handles.values():
@@ -372,6 +424,8 @@ class TopicSwarm:
                 self._ask((repair.author, repair.epoch), repair.a, repair.b, now)
             for item in sequences.expire(now):
                 self._take(item[0], [item], now)
+            for key in [(one.author, one.epoch) for one in sequences.changed()]:
+                self._show_given_up(key)
         self._refill(now)
 
     def _refill(self, now: float) -> None:
@@ -386,8 +440,7 @@ class TopicSwarm:
                 holes.wait(key, now)
 
     def _ask(self, key: Key, first: int, last: int, now: float) -> None:
-        author, members = self._swarms.members.who_has(self, key)
-        if self.holes.ask(key, first, last, author, members):
+        if self.holes.ask(key, first, last, *self._swarms.members.who_has(self, key)):
             self.pacing.trouble(now)
 
     def next_due(self) -> float | None:

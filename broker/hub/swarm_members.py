@@ -50,6 +50,7 @@ class SwarmMembers:
         """Authors that a topic over gossip can have, if not everybody may publish to it."""
         self.peers = Peers(self._router.endpoint, swarms.realm.hubs, swarms.queue, most=self._frame_bytes)
         self._began = time.monotonic()
+        """When the hub was last alone."""
         self._adopted: list[tuple[TopicSwarm, frozenset[str]]] = []
         """Swarms, and who must leave them by another hub's decision."""
         self._denied = self._router.admission.policy.deny
@@ -88,18 +89,20 @@ class SwarmMembers:
         known = self.peers.sessions
         return list(dict.fromkeys(known[peer].node_id for peer in peers if peer in known))
 
-    def who_has(self, swarm: TopicSwarm, key: Key) -> tuple[int | None, list[int]]:
-        """The connection that holds a sequence as its author, or else others that may have some of it."""
+    def who_has(self, swarm: TopicSwarm, key: Key) -> tuple[int | None, list[int], list[int]]:
+        """The connection that holds a sequence as its author, or else members that may have some of it, and
+        other hubs."""
         peer = swarm.channel.authors.get(key)
         session = None if peer is None else self._router.sessions.get(peer)
         if session is not None and session.node_id == key[0]:
-            return peer, []
+            return peer, [], []
         newest = self.connection(key[0])
-        members = [peer for peer in swarm.overlay.joined() if peer != newest]
-        random.shuffle(members)
-        here = self._router.sessions
-        members.sort(key=lambda peer: peer not in here or not here[peer].hub)  # another hub has it in its ring
-        return None, members if newest is None else [newest, *members]
+        others = [peer for peer in swarm.overlay.joined() if peer != newest]
+        random.shuffle(others)
+        hubs = [session.peer for session in self._router.links.sessions() if session.peer in others]
+        members = [peer for peer in others if peer not in hubs]
+        members = members if newest is None else [newest, *members]
+        return None, members, hubs
 
     def has_left(self, author: str, now: float) -> bool:
         """Whether an author is not just away for a moment: after a restart of the hub, everybody is."""
@@ -133,6 +136,18 @@ class SwarmMembers:
             swarm.authors[author] = None
             swarm.lists_changed(now)
         self.admit(swarm, peer, reads=False, now=now)
+
+    def authors_elsewhere(self, swarm: TopicSwarm, authors: object, now: float) -> None:
+        """Who publishes at another hub of the realm, of those who may do so here."""
+        if swarm.authors is None or not isinstance(authors, list):
+            return
+        new = [one for one in authors if type(one) is str and one not in swarm.authors]
+        new = [one for one in new if self.may_publish(one, swarm.topic)]
+        if len(swarm.authors) + len(new) > self.most_authors:
+            self._swarms.give_up(swarm, f"more than {self.most_authors} authors publish to it", now)
+        elif new:
+            swarm.authors.update(dict.fromkeys(new))
+            swarm.lists_changed(now)
 
     def subscribed(self, session: Session, patterns: Sequence[str]) -> None:
         """Of topics over gossip that these cover it is told now; of others when they appear."""
@@ -204,6 +219,9 @@ class SwarmMembers:
 
     def registered(self, session: Session) -> None:
         """A spoke has said what it can do."""
+        others = [one for one in self._router.sessions.values() if one.registered and not one.hub]
+        if not any(one is not session for one in others):
+            self._began = time.monotonic()  # the hub was cut off: all that were here are on their way back
         place, limit = session.registration.gossip, self._swarms.message_bytes
         if not self._swarms.enabled or not session.registration.gossips or place is None:
             return

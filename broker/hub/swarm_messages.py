@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from broker import _gossip_ext as ext
 from broker.errors import FrameError, TopicError
+from broker.hub.holes import DENIALS
 from broker.hub.session import Session
 from broker.hub.swarm import TopicSwarm
 from broker.protocol import overlay
@@ -152,10 +153,18 @@ class SwarmMessages:
         if author == session.node_id and swarm.channel.authors.get(key) == session.peer:
             swarm.lost(key, first, last)
             swarm.excuse(key, session.peer)
+            return
+        if session.hub:
+            # It has passed that hub's ring: what no hub of the realm has any more is lost, as with one hub.
+            hubs = {one.peer for one in self._router.links.sessions()}
+            gone = swarm.holes.denied(key, session.peer, first, last, hubs.issubset)
         elif session.peer in swarm.overlay and self._swarms.members.has_left(author, time.monotonic()):
-            gone = swarm.holes.denied(key, session.peer, first, last, len(swarm.overlay.joined()))
-            if gone is not None:
-                swarm.lost(key, *gone)
+            most = min(DENIALS, len(swarm.overlay.joined()))
+            gone = swarm.holes.denied(key, session.peer, first, last, lambda peers: len(peers) >= most)
+        else:
+            return
+        if gone is not None:
+            swarm.lost(key, *gone)
 
     def reported(self, session: Session, topic: str, author: str, epoch: str, seq: int) -> None:
         """What a member has heard of another's, said after it has come back."""

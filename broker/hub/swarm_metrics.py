@@ -24,6 +24,8 @@ class SwarmTotals:
 
     def __init__(self) -> None:
         self.repairs_asked = self.repairs_served = self.repairs_merged = self.left_out = self.contradicted = 0
+        self.mismatched = 0
+        """Events by stream that are not the ones that batches had named."""
         self.switches = {"gossip": 0, "stream": 0}
         self.joins = {"hub": 0, "member": 0}
         """By this hub; by members, which from then on get nothing by stream."""
@@ -63,6 +65,11 @@ class SwarmTotals:
             bad.add_metric((reason,), sums.get(reason, 0))
         bad.add_metric(("contradicts",), self.contradicted)
         yield bad
+        yield CounterMetricFamily(
+            "broker_swarm_mismatched",
+            "Events that are not the ones that their batches had named by hash, and were not taken.",
+            value=self.mismatched,
+        )
         yield CounterMetricFamily("broker_swarm_lagged", "Times gossip overran the hub.", value=sums.get("lagged", 0))
         yield CounterMetricFamily(
             "broker_swarm_left_out",

@@ -22,6 +22,7 @@ from broker.hub.swarm_members import SwarmMembers
 from broker.hub.swarm_metrics import SwarmTotals
 from broker.protocol import overlay
 from broker.protocol.carrier import LEAST_SUBSCRIBERS, Budget, Carrier, Choice, Load, weigh
+from broker.protocol.named import Frame
 from broker.protocol.registration import GossipPlace
 from broker.protocol.routing import matches
 
@@ -123,6 +124,8 @@ class Swarms:
         """The swarm of a topic; a new one if there is none. None: the config says stream, or there are too many.
         ``shared``: among the hubs of the realm there is one also for topics that spokes get by stream."""
         swarm, choice = self.by_topic.get(channel.topic), self.choice(channel.topic)
+        if swarm is not None and shared and swarm.handle is None:
+            swarm.begin(time.monotonic())  # it ended a moment ago
         if swarm is not None or not self.enabled or (choice == "stream" and not shared):
             return swarm
         if len(self.by_topic) >= MAX_SWARMS:
@@ -258,7 +261,7 @@ class Swarms:
             if up:
                 self.router.links.neighbour(node_id, one)
 
-    def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, frames: list[bytes | None]) -> None:
+    def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, frames: list[Frame]) -> None:
         one = self._by_id.get(swarm)
         if one is None or not self.members.may_publish(author, one.topic):
             return
@@ -336,5 +339,6 @@ class Swarms:
         if swarm.carrier.gossip:
             swarm.begin(now)
             self.touched(swarm)
+            self.router.links.opened(swarm.topic)
         else:
             swarm.close()

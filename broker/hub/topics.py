@@ -121,14 +121,32 @@ class Topics:
         if len(channel.announced) >= MAX_AUTHORS:
             channel.announced.pop(next(iter(channel.announced)))
         channel.announced[key] = (acked, seq)
-        self._fan_out.flush(channel)
+        if channel.swarm is not None:
+            channel.swarm.tell_hubs(key, seq)
         frames = channel.announcement(key)
-        if refused := channel.group.send(frames):
-            self.readers.fell_behind(
-                channel, refused, channel.ring.next_index
-            )  # they are told when they have caught up
+        self._tell_group(channel, frames)  # who is behind is told when it has caught up
         for peer in channel.by_gossip.difference(channel.leftover):
             self.readers.tell_ahead(peer, frames)  # if all of it is acknowledged, the author tells the swarm nothing
+
+    def _tell_group(self, channel: Channel, frames: list[bytes]) -> None:
+        self._fan_out.flush(channel)
+        if refused := channel.group.send(frames):
+            self.readers.fell_behind(channel, refused, channel.ring.next_index)
+
+    def begins(self, channel: Channel, author: str, epoch: str, start: int) -> None:
+        """A sequence of which nothing is in the ring yet begins at ``start``, and its first event comes later."""
+        self._tell_all(channel, head_of(channel.topic, author, epoch, start - 1, baseline=True))
+
+    def goes_to(self, channel: Channel, author: str, epoch: str, seq: int) -> None:
+        """How far a sequence is of which the ring has less."""
+        self._tell_all(channel, head_of(channel.topic, author, epoch, seq))
+
+    def _tell_all(self, channel: Channel, head: dict[str, Any]) -> None:
+        """Also those who are behind, ahead of what they will read, and those who hear the swarm."""
+        frames = [encode("topic.head", head)]
+        self._tell_group(channel, frames)
+        for peer in dict.fromkeys((*channel.leftover, *channel.by_gossip)):
+            self.readers.tell_ahead(peer, frames)
 
     def open(self, topic: str) -> Channel:
         """A topic's first event: its subscribers so far become its group."""

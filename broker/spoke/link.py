@@ -28,6 +28,7 @@ from broker.errors import (
     Unreachable,
 )
 from broker.protocol.codec import Message, decode, encode
+from broker.protocol.named import Named
 from broker.protocol.registration import parse
 from broker.protocol.ticket import Ticket
 from broker.protocol.wire import RESERVED_PREFIXES, CloseCode
@@ -81,21 +82,20 @@ class Link:
         self.on_drained: Callable[[], None] = lambda: None
         self.on_batch: Callable[[], None] = lambda: None
         self.swarms: SwarmHandler | None = None
+        self.named = Named(ext.event_hash)
         self.hurries: Callable[[], bool] = lambda: False
         self.endpoint: ext.Endpoint | None = None
         self.hub_node_id = ""
-        self.connects = self.disconnects = self.message_bytes = 0
+        self._token = self.connects = self.disconnects = self.message_bytes = 0
         self._conn: int | None = None
         self._backlog: deque[bytes] = deque()
         self._backlog_bytes = 0
-        self._registered = False
+        self._registered = self._closing = False
         self._change = asyncio.Event()
         self._failure: ConnectError | None = None
-        self._token = 0
         self.hubs = KnownHubs(options.address_book)
         self._keeper: asyncio.Task[None] | None = None
         self._detach: Callable[[], None] = lambda: None
-        self._closing = False
 
     # Life.
 
@@ -299,13 +299,15 @@ class Link:
             self.others.frames(conn, frames)
             if conn != self._conn:  # else its first frame has just made it the hub
                 return
-        receivers = self.receivers
+        receivers, named = self.receivers, self.named
         events: list[Message] = []
         topic = None
         try:
             try:
                 for frame in frames:
                     message = decode(frame)
+                    if named.known and not named.right(message, frame):
+                        continue  # a hole still, and asked for again
                     kind = message.type
                     if kind == topic:
                         events.append(message)

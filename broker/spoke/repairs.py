@@ -99,8 +99,10 @@ class Repairs:
         batches = self._swarms.batches(*wanted, ANSWER_BYTES)
         at, size = wanted.a, 0
         for data in batches:
+            if not (held := self._holds(wanted, data)):
+                continue  # it names what is wanted, and has none of it
             size += len(data)
-            for a, b in self._holds(wanted, data):
+            for a, b in held:
                 self._lose(asker, wanted, at, a - 1)
                 at = max(at, b + 1)
             batch = {"topic": wanted.topic, "data": b64encode(data).decode()}
@@ -114,7 +116,7 @@ class Repairs:
         _, _, first, frames = ext.open_batch(wanted.topic, data, self._swarms.hubs(wanted.topic))
         found: list[tuple[int, int]] = []
         for seq, frame in enumerate(frames, first):
-            if frame is None or not wanted.a <= seq <= wanted.b:
+            if isinstance(frame, tuple) or not wanted.a <= seq <= wanted.b:
                 continue
             if found and found[-1][1] == seq - 1:
                 found[-1] = (found[-1][0], seq)

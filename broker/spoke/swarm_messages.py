@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from broker.errors import FrameError
 from broker.protocol.codec import Message, decode
+from broker.protocol.named import Frame
 from broker.protocol.place import MAX_NAME
 from broker.protocol.tracker import MAX_SEQ
 from broker.protocol.wire import CloseCode
@@ -106,7 +107,7 @@ def batch_data(detail: Any) -> tuple[str, str]:
 
 
 def runs(
-    topic: str, author: str, epoch: str, first_seq: int, frames: list[bytes | None]
+    topic: str, author: str, epoch: str, first_seq: int, frames: list[Frame]
 ) -> list[tuple[int, list[Message]]] | None:
     """A batch's events as runs, with the number of each one's first; an empty run stands for one that is only named.
     None when an event is not what its place says."""
@@ -114,7 +115,7 @@ def runs(
     run: list[Message] = []
     try:
         for seq, frame in enumerate(frames, first_seq):
-            if frame is None:
+            if isinstance(frame, tuple):
                 found.append((seq, []))
                 run = []
                 continue

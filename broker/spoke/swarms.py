@@ -21,6 +21,7 @@ from broker.errors import Closed, ConnectError, FrameError, TopicError
 from broker.protocol import membership as m
 from broker.protocol.announcing import Announcing
 from broker.protocol.codec import decode
+from broker.protocol.named import Frame
 from broker.protocol.routing import check_topic, matches
 from broker.protocol.wire import CloseCode
 from broker.spoke.link import Link
@@ -233,7 +234,7 @@ class Swarms:
             self._handle(handle.topic, m.Neighbour(handle.id, node_id, up))
             self.publisher.look(handle.topic.name)
 
-    def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, frames: list[bytes | None]) -> None:
+    def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, frames: list[Frame]) -> None:
         if (handle := self._handles.get(swarm)) is not None:
             self.take(handle.topic.name, author, epoch, first_seq, frames)
             self._handle(handle.topic, m.Heard(handle.id))
@@ -258,16 +259,16 @@ class Swarms:
         if (handle := self._handles.get(swarm)) is not None:
             self.publisher.look(handle.topic.name)
 
-    def take(self, topic: str, author: str, epoch: str, first_seq: int, frames: list[bytes | None]) -> None:
+    def take(self, topic: str, author: str, epoch: str, first_seq: int, frames: list[Frame]) -> None:
         """A checked batch, from a swarm or from somebody who was asked for it. What is only named is a hole."""
-        entry = self._topics.get(topic)
-        if entry is None or (entry.authors is not None and author not in entry.authors):
+        if (entry := self._topics.get(topic)) is None or (entry.authors is not None and author not in entry.authors):
             self._counts["uninvited"] += 1
             return
         now = time.monotonic()
         heard = entry.heard(author, epoch, first_seq + len(frames) - 1, now)
         if not self._subscriptions.wants(topic):
             return
+        self._link.named.batch(topic, author, epoch, first_seq, frames)
         found = runs(topic, author, epoch, first_seq, frames)
         if found is None:
             self._counts["misplaced"] += 1
@@ -323,15 +324,14 @@ class Swarms:
         return {one for swarm in swarms for one in swarm.neighbours()} - set(self.hubs(topic))
 
     def hubs(self, topic: str) -> tuple[str, ...]:
-        entry = self._topics.get(topic)
-        return entry.hubs if entry is not None else ()
+        return entry.hubs if (entry := self._topics.get(topic)) is not None else ()
 
     def counts(self) -> dict[str, int]:
         """``swarms``, ``declined`` invitations beyond `MAX_SWARMS`, ``sources_forgotten``; ``misplaced`` batches (their
-        events are not what they say) and ``uninvited`` ones (of no topic or author of ours); and the sums of the
-        swarms' own counters, also of those that were left."""
+        events are not what they say), ``uninvited`` ones (of no topic or author of ours), ``mismatched`` events (not
+        the ones that were named); and the sums of the swarms' own counters, also of those that were left."""
         found: Counter[str] = Counter(self._counts)
-        found["swarms"] = len(self._handles)
+        found["swarms"], found["mismatched"] = len(self._handles), self._link.named.refused
         for entry in self._topics.values():
             for swarm in entry.swarms.values():
                 found.update(swarm.counters())

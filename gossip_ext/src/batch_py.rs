@@ -1,8 +1,8 @@
-//! What Python asks about batches and swarm ids without an endpoint.
+//! What Python asks about batches and swarm ids without an endpoint, and what it is given of a batch.
 
 use iroh::PublicKey;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyList};
 
 use crate::batch::{self, Item, Kind};
 use crate::error::{Error, Result};
@@ -31,7 +31,23 @@ pub fn topic_id<'py>(
     Ok(PyBytes::new(py, hasher.finalize().as_bytes()))
 }
 
-type Frames<'py> = Vec<Option<Bound<'py, PyBytes>>>;
+/// BLAKE3 of an event's bytes, as a batch that only names it has it.
+#[pyfunction]
+#[pyo3(signature = (message))]
+pub fn event_hash<'py>(py: Python<'py>, message: &[u8]) -> Bound<'py, PyBytes> {
+    PyBytes::new(py, &batch::hash(message))
+}
+
+/// A batch's events: a message as bytes, a reference as (size, hash).
+pub fn frames<'py>(py: Python<'py>, items: &[Item]) -> PyResult<Bound<'py, PyList>> {
+    let frame = |item: &Item| match item {
+        Item::Message(message) => Ok(PyBytes::new(py, message).into_any()),
+        Item::Reference { size, hash } => {
+            Ok((*size, PyBytes::new(py, hash)).into_pyobject(py)?.into_any())
+        }
+    };
+    PyList::new(py, items.iter().map(frame).collect::<PyResult<Vec<_>>>()?)
+}
 
 /// A batch that came another way than by gossip.
 #[pyfunction]
@@ -41,7 +57,7 @@ pub fn open_batch<'py>(
     topic: &str,
     data: &[u8],
     hubs: Vec<String>,
-) -> Result<(String, String, u64, Frames<'py>)> {
+) -> Result<(String, String, u64, Bound<'py, PyList>)> {
     let hubs: Vec<PublicKey> = hubs
         .iter()
         .map(|hub| keys::public(hub))
@@ -56,11 +72,7 @@ pub fn open_batch<'py>(
             "not_allowed: its signer is neither its author nor a hub",
         ));
     }
-    let frame = |item: &Item| match item {
-        Item::Message(message) => Some(PyBytes::new(py, message)),
-        Item::Reference { .. } => None,
-    };
-    let frames = opened.items.iter().map(frame).collect();
+    let frames = frames(py, &opened.items).map_err(Error::value)?;
     let epoch = batch::epoch_text(header.epoch);
     Ok((header.author.to_string(), epoch, header.first, frames))
 }

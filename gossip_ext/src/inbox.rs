@@ -11,7 +11,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::batch::epoch_text;
+use crate::batch::{self, epoch_text};
+use crate::batch_py;
 use crate::close::Ended;
 use crate::connection::{InboxShare, Link};
 use crate::error::Result;
@@ -131,7 +132,7 @@ pub enum Told {
         /// Whether it came.
         up: bool,
     },
-    /// Events of one author, by number; those above the message limit are missing.
+    /// Events of one author, by number.
     Batch {
         /// Whose.
         author: PublicKey,
@@ -139,8 +140,8 @@ pub enum Told {
         epoch: u64,
         /// Of the first.
         first: u64,
-        /// Whole messages.
-        frames: Vec<Option<Bytes>>,
+        /// Whole messages; those above the message limit by size and hash.
+        items: Vec<batch::Item>,
     },
     /// An author's newest number.
     Head {
@@ -369,12 +370,9 @@ fn convert_told<'py>(py: Python<'py>, swarm: &Shared, told: Told) -> PyResult<Bo
             author,
             epoch,
             first,
-            frames,
+            items,
         } => {
-            let frames = frames
-                .iter()
-                .map(|frame| frame.as_ref().map(|frame| PyBytes::new(py, frame)));
-            let list = PyList::new(py, frames.collect::<Vec<_>>())?;
+            let list = batch_py::frames(py, &items)?;
             (
                 BATCH,
                 id,

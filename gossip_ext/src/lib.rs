@@ -47,7 +47,7 @@ mod watchdog;
 #[pyo3::pymodule]
 mod _gossip_ext {
     #[pymodule_export]
-    use crate::batch_py::{open_batch, topic_id};
+    use crate::batch_py::{event_hash, open_batch, topic_id};
     #[pymodule_export]
     use crate::endpoint::Endpoint;
     #[pymodule_export]

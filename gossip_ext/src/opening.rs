@@ -58,6 +58,16 @@ pub enum Item {
     },
 }
 
+impl Item {
+    /// Of the message, as far as it is here.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Message(message) => message.len(),
+            Self::Reference { .. } => 0,
+        }
+    }
+}
+
 /// A batch whose layout and signature hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opened {

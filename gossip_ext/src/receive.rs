@@ -305,16 +305,11 @@ impl Hearing<'_> {
                 self.shared
                     .kept()
                     .push(author, epoch, first, last, bytes.clone());
-                let frames = items.into_iter().map(|item| match item {
-                    Item::Message(message) => Some(message),
-                    Item::Reference { .. } => None,
-                });
-                let frames = frames.collect();
                 Told::Batch {
                     author,
                     epoch,
                     first,
-                    frames,
+                    items,
                 }
             }
         };

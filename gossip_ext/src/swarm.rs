@@ -308,10 +308,7 @@ impl Shared {
     /// Puts something into the inbox.
     pub fn tell(self: &Arc<Self>, core: &Core, told: Told) {
         let frames = match &told {
-            Told::Batch { frames, .. } => frames
-                .iter()
-                .map(|frame| frame.as_ref().map_or(0, Bytes::len) + FRAME_COST)
-                .sum(),
+            Told::Batch { items, .. } => items.iter().map(|item| item.bytes() + FRAME_COST).sum(),
             _ => 0,
         };
         let cost = frames + FRAME_COST;

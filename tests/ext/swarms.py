@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from broker import _gossip_ext as ext
+from broker.protocol.named import Frame
 from tests.ext.pair import Node, hub, wait_until
 
 MESSAGE_BYTES = 4096
@@ -61,6 +62,11 @@ def events(author: str, first: int, count: int, detail: Any = "x") -> list[bytes
     return [event(author, seq, detail) for seq in range(first, first + count)]
 
 
+def named(frame: bytes) -> Frame:
+    """What a batch says of an event that it does not hold."""
+    return len(frame), ext.event_hash(frame)
+
+
 def publish(node: Node, swarm: ext.Swarm, first: int, frames: Sequence[bytes]) -> None:
     """Publishes all, some at a time, and waits for room when there is none."""
     step = 100
@@ -69,9 +75,9 @@ def publish(node: Node, swarm: ext.Swarm, first: int, frames: Sequence[bytes]) -
             node.wait(ext.SWARM_DRAINED, conn=swarm.id)
 
 
-def hear(node: Node, swarm: ext.Swarm, last: int, author: str | None = None) -> dict[int, bytes | None]:
+def hear(node: Node, swarm: ext.Swarm, last: int, author: str | None = None) -> dict[int, Frame]:
     """What came by number, as soon as 1 to ``last`` are there. Nothing comes twice."""
-    got: dict[int, bytes | None] = {}
+    got: dict[int, Frame] = {}
     while len(got) < last:
         item = node.wait(ext.BATCH, conn=swarm.id)
         assert author in (None, item[2])

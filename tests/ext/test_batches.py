@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import _gossip_ext as ext
+from broker.protocol.named import Frame
 from broker.protocol.publication import Publication, PublicationLimits
 from tests.ext.pair import node, wait_until
+from tests.ext.swarms import named
 
 TOPIC = "plant.line-3.temperature"
 EPOCH = "0123456789abcdef"
@@ -30,7 +32,7 @@ details = st.recursive(
 class Event(NamedTuple):
     """A message in one of its three forms."""
 
-    message: bytes | None
+    message: Frame
     item: bytes
 
 
@@ -52,7 +54,7 @@ def templated(message: bytes, seq: int, topic: str = TOPIC) -> Event:
 
 
 def reference(size: int) -> Event:
-    return Event(None, u(1, 2) + u(4, size) + bytes(32))
+    return Event((size, bytes(32)), u(1, 2) + u(4, size) + bytes(32))
 
 
 def publication(first: int = 1) -> Publication:
@@ -120,7 +122,7 @@ def test_a_swarm_makes_of_its_authors_events_what_opens_here() -> None:
     pairs = [(seq, frame) for _, _, first, some in opened for seq, frame in enumerate(some, start=first)]
     assert [seq for seq, _ in pairs] == list(range(1, len(frames) + 1))
     # An event with the 3,000 characters twice fits no batch.
-    assert [frame for _, frame in pairs] == [None if len(frame) > 4_096 else frame for frame in frames]
+    assert [frame for _, frame in pairs] == [named(frame) if len(frame) > 4_096 else frame for frame in frames]
 
 
 @given(st.binary(max_size=400))
@@ -151,7 +153,7 @@ def test_whatever_a_signer_signs_says_what_it_is_or_is_refused(data: st.DataObje
         return
     own = b',"meta":{"author":"%s","epoch":"%s","seq":%d' % (author.encode(), epoch.encode(), first)
     assert (author, epoch, first) == (ext.node_id(AUTHOR), EPOCH, 1)
-    assert all(frame is None or own in frame for frame in frames)
+    assert all(isinstance(frame, tuple) or own in frame for frame in frames)
 
 
 def test_an_event_that_claims_another_author_is_malformed() -> None:

@@ -1,21 +1,23 @@
 """A live swarm into which raw bytes are thrown: each kind of lie is counted by its name, and none of it is delivered.
 
 The liar is a member like any other, with its own key, that broadcasts what it likes (`Swarm.relay`). The batches are
-written out in test_batches.py. Not here: the rules by themselves (gossip_ext/tests/chain.rs, batch_faults.rs), an
-author's rate (chain.rs: it is more than a busy machine passes on), and that who goes on is shunned.
+written out in test_batches.py. Not here: the rules by themselves (gossip_ext/tests/chain.rs, batch_faults.rs), and that
+who goes on is shunned.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from broker import _gossip_ext as ext
+from broker.hub.swarm_metrics import SwarmTotals
 from tests.ext.pair import Node, node, wait_until
 from tests.ext.swarms import ID, acquaint, join
-from tests.ext.test_batches import AUTHOR, EPOCH, OTHER, TOPIC, batch, publication, raw, signed, templated
+from tests.ext.test_batches import AUTHOR, EPOCH, OTHER, TOPIC, Event, batch, publication, raw, signed, templated, u
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -24,6 +26,10 @@ STARTED = slice(82, 90)
 """Of a body: when its epoch began, after version, kind, two keys, epoch and number."""
 PREVIOUS = slice(90, 122)
 """The hash of the batch before."""
+RATE, BURST = 400_000, 800_000
+"""Points a second that an author may spend, and those that it may have saved (gossip_ext/src/chain.rs)."""
+MANY = 6_400
+"""Events of 10 bytes that fill a message: 6,408 points."""
 
 
 @contextmanager
@@ -104,3 +110,45 @@ def test_a_recording_of_an_earlier_epoch_and_of_this_one() -> None:
         told(a, at_a, liar, earlier, "stale")
         author = publication(2)
         told(a, at_a, liar, batch(templated(author.publish(2), 2), first=2), "stale")
+
+
+def flood(first: int) -> bytes:
+    """The liar's own, and right: what is wrong with them is their number. None follows another, so none is chained."""
+    event = Event(b"", u(1, 1) + u(4, 1) + b"1" + u(2, 2) + b"}}")
+    return batch(*[event] * MANY, first=first, signer=OTHER, author=OTHER)
+
+
+def test_a_flood_beyond_an_authors_rate() -> None:
+    with beside_a_liar() as (a, at_a, liar):
+        began, sent, heard = time.monotonic(), 0, {ext.node_id(OTHER): 0, HONEST: 0}
+
+        def looked() -> bool:
+            """Takes what has come. Whether so many are under way that gossip might drop some."""
+            a.collect(0)
+            for item in a.items:
+                if item[0] == ext.BATCH:
+                    heard[item[2]] += len(item[5])
+            a.items.clear()
+            counted = at_a.counters()
+            return sent - counted["batches_in"] - counted["over_rate"] < 20
+
+        while not at_a.counters()["over_rate"] >= 20:
+            wait_until(looked)
+            liar.relay(flood(1 + sent * 2 * MANY))
+            sent += 1
+            assert time.monotonic() < began + 60, "this machine passes on less than the rate"
+        liar.relay(of(1))
+        wait_until(lambda: looked() and heard[HONEST] == 3)
+        wait_until(lambda: at_a.counters()["batches_in"] + at_a.counters()["over_rate"] == sent + 1)
+        looked()
+        counted = at_a.counters()
+        assert counted["lagged"] == 0
+        taken = counted["batches_in"] - 1
+        assert heard[ext.node_id(OTHER)] == taken * MANY, "what was over the rate is not delivered"
+        assert taken * (MANY + 8) <= BURST + RATE * (time.monotonic() - began)
+        totals = SwarmTotals()
+        totals.add(counted)
+        bad = next(one for one in totals.families([]) if one.name == "broker_swarm_bad_batches")
+        assert {one.labels["reason"]: one.value for one in bad.samples if one.value} == {
+            "over_rate": counted["over_rate"]
+        }

@@ -13,6 +13,7 @@ import orjson
 from broker import Hub
 from broker import _gossip_ext as ext
 from broker.border import attach
+from broker.protocol.named import Frame
 from tests.rig import Peer, until
 
 EPOCH = "0123456789abcdef"
@@ -153,7 +154,7 @@ class GossipPeer(Peer):
                     self._old.remove(old)
                     old.leave()
 
-    def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, frames: list[bytes | None]) -> None:
+    def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, frames: list[Frame]) -> None:
         self.events += [(author, epoch, seq) for seq in range(first_seq, first_seq + len(frames))]
 
     def headed(self, swarm: int, author: str, epoch: str, seq: int) -> None:

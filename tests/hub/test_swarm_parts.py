@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from broker import _gossip_ext as ext
 from broker.hub import forwards, peers, swarm_members, swarms
 from broker.hub.forwards import GOSSIP_HEADS, RUN_EVENTS, STREAM_HEADS, Forwards, Heads
-from broker.hub.holes import REFILL_ASKS, REFILL_EVENTS, REFILL_PAUSE, Holes
+from broker.hub.holes import DENIALS, REFILL_ASKS, REFILL_EVENTS, REFILL_PAUSE, Holes
 from broker.protocol.sequence import Sequences
 from tests.hub.gossips import EPOCH, a_gossiper, gossipers, heard, out_of_stream
 from tests.rig import Numbers, a_hub, a_peer, until
@@ -124,15 +124,19 @@ def test_a_hole_is_asked_of_the_author_else_of_members_in_turn() -> None:
     assert not holes.was_asked(OTHER)
 
 
+def members(count: int) -> Callable[[set[int]], bool]:
+    return lambda peers: len(peers) >= min(DENIALS, count)
+
+
 def test_three_members_or_all_have_to_say_that_they_do_not_have_it() -> None:
     holes, _ = asked()
-    assert holes.denied(KEY, 1, 1, 10, 5) is None
-    assert holes.denied(KEY, 1, 1, 10, 5) is None, "one member is one"
-    assert holes.denied(KEY, 2, 3, 12, 5) is None
-    assert holes.denied(KEY, 3, 1, 20, 5) == (3, 10), "what all of them lack"
-    assert holes.denied(KEY, 1, 1, 10, 1) == (1, 10)
-    assert holes.denied(KEY, 1, 1, 5, 2) is None
-    assert holes.denied(KEY, 2, 6, 9, 2) is None, "they do not speak of the same"
+    assert holes.denied(KEY, 1, 1, 10, members(5)) is None
+    assert holes.denied(KEY, 1, 1, 10, members(5)) is None, "one member is one"
+    assert holes.denied(KEY, 2, 3, 12, members(5)) is None
+    assert holes.denied(KEY, 3, 1, 20, members(5)) == (3, 10), "what all of them lack"
+    assert holes.denied(KEY, 1, 1, 10, members(1)) == (1, 10)
+    assert holes.denied(KEY, 1, 1, 5, members(2)) is None
+    assert holes.denied(KEY, 2, 6, 9, members(2)) is None, "they do not speak of the same"
 
 
 def test_what_is_reported_is_asked_for_piece_by_piece_and_given_up() -> None:

@@ -38,6 +38,8 @@ class SimEndpoint:
         """Events that connections took, and numbers that were named lost to them."""
         self.of_swarms: SwarmHandler
         self.batch_done: Callable[[], None]
+        self.dials: Callable[[int, str], None]
+        """Told the token and the NodeId of whom its process dials."""
 
     def trace(self, text: str) -> None:
         if (say := self.process.world.trace) is not None:
@@ -59,6 +61,10 @@ class SimEndpoint:
                 self.handed += not payload.startswith(CONTROL)
         return took
 
+    def dial(self, token: int, node_id: str, addrs: Sequence[str], relay_urls: Sequence[str]) -> None:
+        """Everybody is found by its NodeId here."""
+        self.dials(token, node_id)
+
     def close_connection(self, conn: int, code: int, reason: str) -> None:
         if (wire := self.wires.get(conn)) is not None:
             wire.close(self.process, code)  # type: ignore[arg-type]
@@ -75,7 +81,7 @@ class SimEndpoint:
     def admit(self, *, open: bool, allow: Sequence[str], deny: Sequence[str]) -> list[int]:
         ended: list[int] = []
         for conn, wire in list(self.wires.items()):
-            node_id = getattr(wire.spoke, "node_id", "")
+            node_id = getattr(wire.other(self.process), "node_id", "")  # type: ignore[arg-type]
             if node_id in deny or not (open or node_id in allow):
                 ended.append(conn)
                 code = CloseCode.BANNED if node_id in deny else CloseCode.NOT_ADMITTED
@@ -95,7 +101,7 @@ class SimEndpoint:
     # -- gossip
 
     def learn(self, node_id: str, addrs: Sequence[str], relay_urls: Sequence[str] = ()) -> None:
-        """Everybody is found by its NodeId here."""
+        """It is known anyway, as in `dial`."""
 
     def admit_peers(
         self, add: Sequence[str], remove: Sequence[str] = (), *, full: bool = False, framed: bool = False

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import orjson
 
+from broker import _gossip_ext as real
+from broker.protocol.named import Frame
 from tests.sim.network import Network
 from tests.sim.world import Process, World
 
@@ -51,7 +53,7 @@ class Message(NamedTuple):
     author: str
     epoch: str
     first: int
-    frames: tuple[bytes | None, ...]
+    frames: tuple[Frame, ...]
     salt: int = 0
 
 
@@ -59,20 +61,21 @@ class SwarmHandler(Protocol):
     """broker.border.SwarmHandler."""
 
     def neighbour(self, swarm: int, node_id: str, up: bool) -> None: ...
-    def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, frames: list[bytes | None]) -> None: ...
+    def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, frames: list[Frame]) -> None: ...
     def headed(self, swarm: int, author: str, epoch: str, seq: int) -> None: ...
     def lagged(self, swarm: int) -> None: ...
     def swarm_drained(self, swarm: int) -> None: ...
 
 
-def open_batch(topic: str, data: bytes, hubs: Sequence[str] = ()) -> tuple[str, str, int, list[bytes | None]]:
+def open_batch(topic: str, data: bytes, hubs: Sequence[str] = ()) -> tuple[str, str, int, list[Frame]]:
     """ext.open_batch, of what `SimSwarm.batches` gives."""
     said, signer, author, epoch, first, frames = orjson.loads(data)
     if said != topic:
         raise ValueError("wrong_topic")
     if signer != author and signer not in hubs:
         raise ValueError("not_allowed")
-    return author, epoch, first, [None if frame is None else frame.encode() for frame in frames]
+    opened = [one.encode() if isinstance(one, str) else (one[0], bytes.fromhex(one[1])) for one in frames]
+    return author, epoch, first, opened
 
 
 class Gossip:
@@ -254,7 +257,7 @@ class SimSwarm:
             self._open.appendleft((author, epoch, first + len(batch), rest))
         self._waiting -= len(batch)
         most = self.message_bytes()
-        named = tuple(frame if len(frame) <= most else None for frame in batch)
+        named = tuple(one if len(one) <= most else (len(one), real.event_hash(one)) for one in batch)
         self._say(Message(False, self.endpoint.node_id, author, epoch, first, named))
         if self._refused and self._waiting * 2 <= ROOM:
             self._refused = False
@@ -344,7 +347,7 @@ class SimSwarm:
         found: dict[int, bytes] = {}
         for one in self._kept:
             if (one.author, one.epoch) == (author, epoch) and one.first <= b and one.first + len(one.frames) > a:
-                frames = [None if frame is None else frame.decode() for frame in one.frames]
+                frames = [it.decode() if isinstance(it, bytes) else (it[0], it[1].hex()) for it in one.frames]
                 found[one.first] = orjson.dumps([self.topic, one.signer, author, epoch, one.first, frames])
         return [found[first] for first in sorted(found)]
 

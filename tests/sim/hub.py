@@ -1,6 +1,7 @@
-"""A simulated hub: broker/hub's own router with all it has, on a simulated endpoint.
+"""A simulated hub: broker/hub's own router with all it has, and its dialling of other hubs, on a simulated endpoint.
 
-Not here: its HTTP port, its files, and the operations that it offers itself (broker/hub/hub.py).
+Not here: its HTTP port, its files, the operations that it offers itself (broker/hub/hub.py), and the message by which a
+further hub asks for the realm's secret (broker/hub/joining.py), of which `admits` is the answer.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, cast
 
 import orjson
 
+from broker.address_book import AddressBook
 from broker.config import (
     AccessConfig,
     AdmissionConfig,
@@ -24,10 +26,12 @@ from broker.config import (
 )
 from broker.hub import limits
 from broker.hub.admission import Admission
+from broker.hub.dialling import Dialling
 from broker.hub.metrics import HubMetrics
 from broker.hub.realm import Realm
 from broker.hub.router import Router
 from broker.protocol.calls import CallTable, Effect, Ended
+from broker.protocol.ticket import Ticket
 from tests.sim.asks import Asks
 from tests.sim.endpoint import SimEndpoint
 from tests.sim.gossip import Gossip
@@ -70,7 +74,9 @@ def config(rings: Rings, scopes: Mapping[str, ScopeConfig], nodes: Mapping[str, 
 
 
 class SimHub(Process):
-    """``kept``: what the process before it had in its data directory."""
+    """``kept``: what the process before it had in its data directory; without that, ``realm`` is what the hub that it
+    joins has told (None: it is the first of its realm). ``dial`` tries to reach a hub for it: it calls `dialled` or
+    `not_reached`, with the token."""
 
     def __init__(
         self,
@@ -82,20 +88,27 @@ class SimHub(Process):
         kept: SimHub | None,
         *,
         heard: Callable[[str, str], None],
+        dial: Callable[[SimHub, int, str], None],
+        realm: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(gossip.world, name, offset=1_000.0 if kept is None else kept._offset + 1_000.0)
         self.node_id, self._asks, self._heard = node_id, asks, heard
         self.repairs = 0
         """Questions that came."""
         self.endpoint = SimEndpoint(self, node_id, gossip)
+        self.endpoint.dials = lambda token, whom: dial(self, token, whom)
+        self.place = Ticket(node_id, tuple(self.endpoint.addrs()))
         self.realm: Realm
         self.admission: Admission
         self.router: Router
-        self.run(self._begin, config, kept)
+        self.run(self._begin, config, kept, realm)
 
-    def _begin(self, config: HubConfig, kept: SimHub | None) -> None:
+    def _begin(self, config: HubConfig, kept: SimHub | None, realm: Mapping[str, Any] | None) -> None:
         endpoint = cast(Any, self.endpoint)
-        self.realm = Realm.of(None, self.node_id) if kept is None else _restored(kept.realm)
+        if kept is not None:
+            self.realm = _restored(kept.realm)
+        else:
+            self.realm = Realm.given(None, self.node_id, realm) if realm else Realm.of(None, self.node_id)
         self.admission = Admission(config, endpoint)
         if kept is not None:
             self.admission._state = kept.admission._state
@@ -110,12 +123,24 @@ class SimHub(Process):
             router.topics.places.expect(config.topics.patience)
         self.endpoint.of_swarms = router.swarms
         self.endpoint.batch_done = lambda: router.batch_done(1)
+        router.links.own, router.links.dial = lambda: self.place, Dialling(router, AddressBook(None)).keep
+        router.links.start()
 
     # -- tests.sim.network.End
 
     def opened(self, wire: Wire, node_id: str) -> None:
         self.endpoint.wires[wire.id] = wire
         self.run(self.router.opened, wire.id, node_id, True, 0)
+        self.run(self.router.batch_done, 1)
+
+    def dialled(self, wire: Wire, node_id: str, token: int) -> None:
+        """Another hub is reached."""
+        self.endpoint.wires[wire.id] = wire
+        self.run(self.router.opened, wire.id, node_id, False, token)
+        self.run(self.router.batch_done, 1)
+
+    def not_reached(self, token: int) -> None:
+        self.run(self.router.dial_failed, token, "unreachable", None, "simulated")
         self.run(self.router.batch_done, 1)
 
     def arrived(self, wire: Wire, frames: list[bytes]) -> None:
@@ -145,6 +170,12 @@ class SimHub(Process):
         self.run(self.admission.ban, node_id)
         self.run(self.router.settle)
 
+    def admits(self, place: Ticket) -> dict[str, Any]:
+        """Another hub comes into the realm by way of this one. What it is told."""
+        self.run(self.router.links._learn, place)
+        self.run(self.router.settle)
+        return self.realm.told(self.place, secret=True)
+
     # -- the judge
 
     @property
@@ -152,6 +183,9 @@ class SimHub(Process):
         router = self.router
         if len(router.calls):
             return f"{self.name}: {len(router.calls)} calls"
+        here = {session.node_id for session in router.links.sessions()}
+        if away := [one[-4:] for one in self.realm.others if one not in here]:
+            return f"{self.name}: is without the hubs {away}"
         if over := [conn for conn, wire in self.endpoint.wires.items() if wire.over]:
             return f"{self.name}: has not heard that {over} ended"
         for topic, channel in router.topics.channels.items():
@@ -224,5 +258,5 @@ class RecordedCalls(CallTable):
 def _restored(realm: Realm) -> Realm:
     """The same realm from its data directory."""
     again = copy(realm)
-    again._kept, again._restored = dict(realm._kept), realm._base
+    again._kept, again.others, again._restored = dict(realm._kept), dict(realm.others), realm._base
     return again

@@ -183,7 +183,8 @@ class Pipe:
 
 
 class Wire:
-    """One connection; ``id`` is what both ends call it. ``over``: it carries nothing any more, known or not."""
+    """One connection; ``id`` is what both ends call it. ``over``: it carries nothing any more, known or not. The one
+    who dialled is called ``spoke``, also where both are hubs."""
 
     def __init__(self, net: Network, id: int, spoke: End, hub: End) -> None:
         self.net, self.world, self.weather, self.id = net, net.world, net.weather, id

@@ -8,9 +8,11 @@ asks (checker.py, asks.py), many runs (__main__.py) and making a failing one sma
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from broker.config import ScopeConfig
+from broker.protocol.ticket import Ticket
 from tests.sim.asks import Asks
 from tests.sim.checker import Checker, Key
 from tests.sim.gossip import Gossip
@@ -34,6 +36,8 @@ SCOPES = {
     "t": ScopeConfig(call=("echo",), publish=("t.>", "t"), subscribe=("t", "t.*")),
 }
 DIAL_TIMEOUT = 1.0
+ADDRS = ("10.0.0.1:7",)
+"""Everybody is found by its NodeId."""
 
 
 class Run:
@@ -48,7 +52,9 @@ class Run:
         self.specs = {one.name: one for one in scenario.spokes}
         self.node_ids = {one.name: f"{int(one.name[1:]):064x}" for one in scenario.spokes}
         self.names = {node_id: name for name, node_id in self.node_ids.items()}
+        self.hub_ids = {name: f"{0xB000 + int(name[1:]):064x}" for name in ("h1", "h2")}
         self.hubs: dict[str, SimHub] = {}
+        self.joining: set[str] = set()
         self.spokes: dict[str, SimSpoke] = {}
         self.lives: dict[str, int] = {}
 
@@ -58,7 +64,7 @@ class Run:
         self.lives[name] = self.lives.get(name, 0) + 1
         return self.lives[name]
 
-    def _start_hub(self, name: str) -> None:
+    def _start_hub(self, name: str, realm: dict[str, Any] | None = None) -> None:
         life = self._life(name)
         scoped = self.scenario.scoped
         scopes = SCOPES if scoped else {}
@@ -66,11 +72,13 @@ class Run:
         self.hubs[name] = SimHub(
             self.gossip,
             name if life == 1 else f"{name}r{life}",
-            f"{0xB000 + int(name[1:]):064x}",
+            self.hub_ids[name],
             config(self.scenario.rings, scopes, nodes),
             self.asks,
             self.hubs.get(name),
             heard=self.checker.heard,
+            dial=self._hub_dials,
+            realm=realm,
         )
 
     def _start_spoke(self, spec: SpokeSpec, memory: SimSpoke | None = None) -> None:
@@ -83,7 +91,8 @@ class Run:
             self.checker,
             self.asks,
             life=life,
-            dial=self._dial,
+            ticket=self._ticket(*(self.hub_ids[hub] for hub in spec.ticket)),
+            dial=self._spoke_dials,
             answerable=self._answerable,
         )
         for at, sub in enumerate(spec.subs):
@@ -93,23 +102,42 @@ class Run:
             spoke.subscribe(sub, since)
         spoke.keep()
 
-    def _dial(self, spoke: SimSpoke) -> None:
-        latency = self.scenario.weather.latency
+    @staticmethod
+    def _ticket(first: str, *others: str) -> Ticket:
+        return Ticket(first, ADDRS, others=tuple(Ticket(one, ADDRS) for one in others))
 
-        def arrive() -> None:
-            hub = self.hubs["h1"]
-            if not spoke.alive:
-                return
-            if not hub.alive or hub.frozen or spoke.frozen or not self.net.reach(spoke.host, hub.host):
-                self.world.after(DIAL_TIMEOUT, lambda: spoke.not_reached() if spoke.alive else None)
-            elif not hub.admission.policy.admitted(spoke.node_id):
+    def _spoke_dials(self, spoke: SimSpoke, node_id: str) -> None:
+        def reached(hub: SimHub) -> None:
+            if not hub.admission.policy.admitted(spoke.node_id):
                 spoke.banned = True
-            else:
-                wire = self.net.open(spoke, hub)
-                hub.opened(wire, spoke.node_id)
-                spoke.opened(wire)
+                return
+            wire = self.net.open(spoke, hub)
+            hub.opened(wire, spoke.node_id)
+            spoke.opened(wire)
 
-        self.world.after(latency * 2, arrive)
+        self._dial(spoke, node_id, reached, spoke.not_reached)
+
+    def _hub_dials(self, hub: SimHub, token: int, node_id: str) -> None:
+        def reached(other: SimHub) -> None:
+            wire = self.net.open(hub, other)
+            other.opened(wire, hub.node_id)
+            hub.dialled(wire, other.node_id, token)
+
+        self._dial(hub, node_id, reached, lambda: hub.not_reached(token))
+
+    def _dial(
+        self, who: SimSpoke | SimHub, node_id: str, reached: Callable[[SimHub], None], failed: Callable[[], None]
+    ) -> None:
+        def arrive() -> None:
+            hub = next((hub for hub in self.hubs.values() if hub.node_id == node_id), None)
+            if not who.alive:
+                return
+            if hub is None or not hub.alive or hub.frozen or who.frozen or not self.net.reach(who.host, hub.host):
+                self.world.after(DIAL_TIMEOUT, lambda: who.when_awake(failed))
+            else:
+                reached(hub)
+
+        self.world.after(self.scenario.weather.latency * 2, arrive)
 
     # -- what the script does
 
@@ -151,9 +179,23 @@ class Run:
             spoke.later(given_up or 20.0, lambda: spoke.calls.give_up(id))
 
     def do_cut(self, who: str, spoke_hears: float, hub_hears: float) -> None:
-        spoke = self.spokes.get(who)
+        """A spoke's connection breaks; or a hub's to other hubs."""
+        spoke, hub = self.spokes.get(who), self.hubs.get(who)
         if spoke is not None and spoke.link.wire is not None:
             spoke.link.wire.cut(spoke_hears, hub_hears)
+        for wire in self.net.of(hub) if hub is not None else ():
+            if isinstance(wire.spoke, SimHub):
+                wire.cut(spoke_hears, hub_hears)
+
+    def do_join(self, who: str, by: str) -> None:
+        """A further hub comes into the realm, as soon as the one that lets it in can be reached."""
+        hub = self.hubs[by]
+        if not hub.alive or hub.frozen or not self.net.reach(who, by):
+            self.joining.add(who)
+            self.world.after(DIAL_TIMEOUT, lambda: self.do_join(who, by))
+            return
+        self.joining.discard(who)
+        self._start_hub(who, hub.admits(self._ticket(self.hub_ids[who])))
 
     def _processes(self) -> list[SimHub | SimSpoke]:
         return [*self.hubs.values(), *self.spokes.values()]
@@ -181,17 +223,20 @@ class Run:
             self.world.after(down, lambda: self._start_hub(who))
 
     def do_split(self, _who: str, seconds: float, names: tuple[str, ...]) -> None:
-        self.net.split({name: 1 for name in names if name in self.specs}, seconds)
+        self.net.split({name: 1 for name in names if name in self.specs or name in self.hub_ids}, seconds)
 
     def do_deaf(self, who: str, seconds: float) -> None:
         """Its connection to the hub is all right, its way to other spokes is not."""
         self.gossip.deaf[who] = max(self.gossip.deaf.get(who, 0.0), self.world.now + seconds)
 
     def do_ban(self, who: str) -> None:
+        """At one hub, of which the others hear."""
         if who in self.node_ids:
-            for hub in self.hubs.values():
-                hub.ban(self.node_ids[who])
-            if not self.scenario.disturbed() - {"ban"} and self.scenario.weather.loss < 0.1:
+            hub = self.world.chance("ban", who).choice(list(self.hubs.values()))
+            hub.ban(self.node_ids[who])
+            loss = self.scenario.weather.loss
+            told = loss < 0.1 if len(self.hubs) == 1 else not loss and hub.router.links.sessions()
+            if not self.scenario.disturbed() - {"ban"} and told:
                 self.checker.banned_at[who] = self.world.now + 2 * self.scenario.weather.jitter
 
     # -- what the judge asks
@@ -208,6 +253,8 @@ class Run:
         return spoke.alive and not spoke.banned and (key[0], key[2]) in spoke.epochs()
 
     def hub_knows(self, key: Key, seq: int) -> bool:
+        if len(self.hubs) > 1 and self.spokes[self.names[key[1]]].banned:
+            return False  # a hub takes nothing of who is banned, though another had it before the ban
         channels = (hub.router.topics.channels.get(key[0]) for hub in self.hubs.values() if hub.alive)
         return any(one is not None and one.ring.newest(key[1], key[2]) >= seq for one in channels)
 
@@ -229,8 +276,7 @@ class Run:
 
     def run(self) -> None:
         with stage(self.world, self.checker, UNDER_WAY=self.scenario.under_way):
-            for at in range(1, self.scenario.hubs + 1):
-                self._start_hub(f"h{at}")
+            self._start_hub("h1")
             for spec in self.scenario.spokes:
                 self._start_spoke(spec)
             for action in self.scenario.actions:
@@ -259,6 +305,8 @@ class Run:
             quiet = 0 if self._busy() else quiet + 1
 
     def _busy(self) -> str | None:
+        if self.joining:
+            return f"{self.joining} have not joined"
         for process in self._processes():
             if not process.alive or process.frozen:
                 return f"{process.name} is not up"
@@ -279,9 +327,22 @@ class Run:
         self.checker.judge(self)
         for hub in self.hubs.values():
             hub.counted(self.checker.taken_by.get(hub.name, 0))
+        self._agreed()
         self.asks.judge(callers_saw=not self.scenario.disturbed() and "not sent" not in self.asks.counts)
         if self.scenario.gentle and not self.scenario.disturbed() & {"crash", "ban"}:
             self._whole()
+
+    def _agreed(self) -> None:
+        """Hubs of one realm know equally far of every sequence: they have it up to there, or know what is lost."""
+        far: dict[Key, set[int]] = {}
+        for hub in self.hubs.values():
+            for topic, channel in hub.router.topics.channels.items():
+                for author, epoch, seq in channel.heads(baseline=False):
+                    given_up = 0 if channel.swarm is None else channel.swarm.top((author, epoch))
+                    far.setdefault((topic, author, epoch), set()).add(max(seq, given_up))
+        for key, newest in far.items():
+            if len(newest) > 1 and not self.spokes[self.names[key[1]]].banned:
+                raise Failure(f"of {key[0]} by {self.names[key[1]]} the hubs have {sorted(newest)}")
 
     def _whole(self) -> None:
         """With room for everything, broken connections and slow readers cost nothing."""

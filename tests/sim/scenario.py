@@ -22,6 +22,9 @@ PATTERNS = (("t",), ("t.>",), (">",), ("u",), ("t", "t.*"), ("t.a", "u"))
 SINCE = (None, None, "start", 3)
 LARGE = 0.004
 """The part of all runs that has many spokes."""
+REALM = 0.4
+"""The part of those with gossip and few spokes that has two hubs."""
+TICKETS = (("h1",), ("h1", "h2"), ("h2", "h1"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,8 @@ class SpokeSpec:
     pause: float = 0.01
     scopes: tuple[str, ...] = ()
     gossips: bool = False
+    ticket: tuple[str, ...] = ("h1",)
+    """The hubs that it names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,6 @@ class Scenario:
     """Nothing has to be lost: there is room for everything, and nobody loses its memory."""
     weather: Weather
     rings: Rings
-    hubs: int
     spokes: tuple[SpokeSpec, ...]
     actions: tuple[Action, ...]
     length: float
@@ -116,6 +120,40 @@ class Scenario:
 
 def draw(seed: int) -> Scenario:
     """The scenario of a seed."""
+    one = _of_one_hub(seed)
+    rng = random.Random(f"realm/{seed}")
+    several = one.rings.gossips and len(one.spokes) < 100 and rng.random() < REALM
+    return _of_two_hubs(rng, one) if several else one
+
+
+def _of_two_hubs(rng: random.Random, one: Scenario) -> Scenario:
+    """The same with a second hub in the realm: spokes are at both, and what breaks the first may break either."""
+    carriers: tuple[Literal["auto", "stream", "gossip"], ...] = ("gossip", "gossip", "auto", "stream")
+    actions = [replace(it, who=rng.choice(("h1", "h2"))) if it.who == "h1" else it for it in one.actions]
+    actions = [_with_a_hub(rng, it) if it.kind == "split" else it for it in actions]
+    actions.append(Action(rng.choice((0.0, rng.uniform(0.0, one.length))), "join", "h2", ("h1",)))
+    for _ in range(rng.choice((0, 1, 2)) if one.disturbed() else 0):
+        at, hub = rng.uniform(0.0, one.length), rng.choice(("h1", "h2"))
+        if one.gentle or rng.random() < 0.3:
+            actions.append(Action(at, "cut", hub, (rng.choice((0.0, 4.0)), rng.choice((0.0, 4.0)))))
+        else:
+            args = (rng.choice((0.1, 2.0, 20.0)), rng.choice((0.0, 0.1, 12.0)), False)
+            actions.append(Action(at, "crash", hub, args))
+    return replace(
+        one,
+        rings=replace(one.rings, carrier=rng.choice(carriers)),
+        spokes=tuple(replace(it, ticket=rng.choice(TICKETS)) for it in one.spokes),
+        actions=tuple(sorted(actions, key=lambda it: it.at)),
+    )
+
+
+def _with_a_hub(rng: random.Random, split: Action) -> Action:
+    """Of a partition each side may have a hub of its own."""
+    seconds, names = split.args
+    return replace(split, args=(seconds, (*names, rng.choice(("h1", "h2"))))) if rng.random() < 0.7 else split
+
+
+def _of_one_hub(seed: int) -> Scenario:
     rng = random.Random(f"scenario/{seed}")
     many = rng.random() < LARGE
     gentle = rng.random() < 0.25
@@ -135,7 +173,6 @@ def draw(seed: int) -> Scenario:
         gentle=gentle,
         weather=_weather(rng),
         rings=_rings(rng, gentle=gentle, gossips=gossips),
-        hubs=1,
         spokes=spokes,
         actions=tuple(sorted(actions, key=lambda one: one.at)),
         length=length,

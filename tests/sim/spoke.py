@@ -12,12 +12,16 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+from broker import _gossip_ext as real
 from broker.errors import BrokerError, FrameError, TopicError
 from broker.protocol.codec import Message, decode, encode
+from broker.protocol.named import Named
 from broker.protocol.publication import PublicationLimits
 from broker.protocol.registration import GossipPlace, Operation, Registration, parse, to_detail
+from broker.protocol.ticket import Ticket
 from broker.protocol.wire import GOSSIP, RESERVED_PREFIXES, CloseCode
 from broker.spoke import publisher
+from broker.spoke.hubs import KnownHubs
 from broker.spoke.publisher import Publisher
 from broker.spoke.repairs import Repairs
 from broker.spoke.subscription import Subscription
@@ -50,6 +54,7 @@ class SimLink:
         self._process, self.endpoint = process, endpoint
         self.wire: Wire | None = None
         self.up = False
+        self.named = Named(real.event_hash)
 
     def control(self, type: str, detail: Any) -> None:
         if self.wire is not None:
@@ -65,8 +70,8 @@ class SimLink:
 
 
 class SimSpoke(Process):
-    """``dial`` tries to reach a hub and calls `opened` or `not_reached`. ``answerable``: what the hub it is connected
-    to could answer for, which only the judge asks."""
+    """``dial`` tries to reach the hub of a NodeId and calls `opened` or `not_reached`. ``answerable``: what the hub
+    that it is connected to could answer for, which only the judge asks."""
 
     def __init__(
         self,
@@ -78,7 +83,8 @@ class SimSpoke(Process):
         asks: Asks,
         *,
         life: int,
-        dial: Callable[[SimSpoke], None],
+        ticket: Ticket,
+        dial: Callable[[SimSpoke, str], None],
         answerable: Callable[[SimSpoke], Iterable[tuple[Key, int]]],
     ) -> None:
         super().__init__(gossip.world, name, offset=spec.offset + 10.0 * life, rate=spec.rate)
@@ -89,7 +95,9 @@ class SimSpoke(Process):
         self.banned = False
         self.speed, self.pause = spec.speed, spec.pause
         self._reading = False
-        self._attempt = 0
+        self._attempt = self._turn = 0
+        self.hubs = KnownHubs(None)
+        self.hubs.given(ticket)
         self._to_publish: dict[str, deque[Any]] = {}
         self._retrying = False
         self.subs: list[Subscription] = []
@@ -120,6 +128,7 @@ class SimSpoke(Process):
         self._receivers: dict[str, Callable[[Any], None]] = {
             "hub.register": self._registered,
             "hub.error": self._complaint,
+            "hub.realm": self.hubs.realm,
             "topic.ack": self._ack,
             "topic.head": self.subscriptions.on_head,
             "topic.lost": self.subscriptions.on_lost,
@@ -214,9 +223,13 @@ class SimSpoke(Process):
     def keep(self) -> None:
         """From now on there is a connection, as far as the network lets."""
         if self.link.wire is None and not self.banned:
-            self._dial(self)
+            self._dial(self, self.hubs.nth(self._turn).node_id)
 
     def not_reached(self) -> None:
+        self._turn += 1
+        if len(self.hubs) > 1 and self._turn % len(self.hubs):
+            self.later(0.0, self.keep)  # to the next hub at once
+            return
         most = min(BACKOFF_FIRST * 2**self._attempt, BACKOFF_MOST)
         self._attempt = min(self._attempt + 1, 16)
         self.later(self.chance.uniform(0.0, most), self.keep)
@@ -249,6 +262,8 @@ class SimSpoke(Process):
                         self.subscriptions.on_events(before)
                     receiver(message.detail)
                 elif not message.type.startswith(RESERVED_PREFIXES):
+                    if not self.link.named.right(message, frame):
+                        raise Failure(f"{self.name} takes {message.type} {message.meta} for another than was named")
                     events.append(message)
             if events:
                 self.subscriptions.on_events(events)

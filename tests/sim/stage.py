@@ -1,9 +1,10 @@
 """What the shells stand on, replaced for the time of a run: clock, chance, event loop and extension.
 
-The hub's and the spokes' own code runs as it is: broker/hub's router with all it has (topics, readers, places, swarms,
-limits, admission), and of broker/spoke the subscriptions, the publisher, the swarms and the repairs. They call the
-extension, ``time``, ``random``, ``secrets`` and ``asyncio.get_running_loop()`` through their modules, and there they
-find the running process's (`World.current`). No asyncio runs: the loop knows `call_later` and `call_soon` alone.
+The hubs' and the spokes' own code runs as it is: broker/hub's router with all it has (topics, readers, places, swarms,
+limits, admission, the links of a realm) and its dialling, and of broker/spoke the subscriptions, the publisher, the
+swarms and the repairs. They call the extension, ``time``, ``random``, ``secrets`` and ``asyncio.get_running_loop()``
+through their modules, and there they find the running process's (`World.current`). No asyncio runs: the loop knows
+`call_later` and `call_soon` alone.
 Three machines are replaced by recorders of themselves (recorders.py). Not here: the stand-ins of the extension
 (endpoint.py, gossip.py), and the shells that need tasks, which are mirrored (spoke.py, calling.py).
 """
@@ -26,8 +27,9 @@ from tests.sim.world import Process, World
 __all__ = ["Timer", "stage"]
 
 HUB = (
-    *("admission", "fan_out", "forwards", "guests", "holes", "limits", "peers", "places", "readers", "realm"),
-    *("registrations", "router", "swarm", "swarm_members", "swarm_messages", "swarms", "topic_messages", "topics"),
+    *("admission", "dialling", "fan_out", "forwards", "guests", "holes", "limits", "peers", "places", "readers"),
+    *("realm", "realm_links", "registrations", "router", "swarm", "swarm_members", "swarm_messages", "swarms"),
+    *("topic_messages", "topics"),
 )
 SPOKE = ("publisher", "repairs", "subscription", "subscriptions", "swarms")
 SHELLS = (*(f"broker.hub.{name}" for name in HUB), *(f"broker.spoke.{name}" for name in SPOKE))
@@ -101,6 +103,9 @@ class Chance:
 
     def uniform(self, a: float, b: float) -> float:
         return self._own().uniform(a, b)
+
+    def getrandbits(self, bits: int) -> int:
+        return self._own().getrandbits(bits)
 
     def sample(self, among: Sequence[T], count: int) -> list[T]:
         return self._own().sample(among, count)

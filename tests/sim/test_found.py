@@ -15,7 +15,6 @@ def play(seed: int, spokes: list[SpokeSpec], actions: list[Action], weather: Wea
         gentle=False,
         weather=weather,
         rings=rings,
-        hubs=1,
         spokes=tuple(spokes),
         actions=tuple(actions),
         length=6.0,
