@@ -251,13 +251,8 @@ class TopicSwarm:
         except FrameError:
             return False
         meta = message.meta or {}
-        return (
-            message.type == self.topic
-            and meta.get("author") == author
-            and meta.get("epoch") == epoch
-            and meta.get("seq") == seq
-            and type(meta["seq"]) is int
-        )
+        said = message.type, meta.get("author"), meta.get("epoch"), meta.get("seq")
+        return said == (self.topic, author, epoch, seq) and type(said[3]) is int
 
     def _is_named(self, place: tuple[str, str, str, int], frame: bytes) -> bool:
         """Whether it is the event that a batch has named, if one has."""

@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from broker.hub.forwards import Heads
+from broker.hub.realm_links import RealmLinks
 from broker.protocol.announcing import Announcing
 from broker.protocol.answering import Answering
 from broker.protocol.caller import Caller
@@ -201,6 +202,11 @@ def what_the_swarm_announces_is_not_heard(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Sequences, "announced", lambda self, topic, author, epoch, seq, now, *, new: None)
 
 
+def another_hubs_ring_is_not_asked(patch: pytest.MonkeyPatch) -> None:
+    """Only where there are two hubs: what a hub missed while it was away stays missing there."""
+    patch.setattr(RealmLinks, "event", lambda self, session, message, frame: None)
+
+
 MUTATIONS: dict[str, Patch] = {
     one.__name__: one
     for one in (
@@ -223,5 +229,6 @@ MUTATIONS: dict[str, Patch] = {
         silence_is_not_noticed,
         nobody_tells_the_end_of_a_sequence,
         what_the_swarm_announces_is_not_heard,
+        another_hubs_ring_is_not_asked,
     )
 }

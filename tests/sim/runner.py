@@ -55,6 +55,8 @@ class Run:
         self.hub_ids = {name: f"{0xB000 + int(name[1:]):064x}" for name in ("h1", "h2")}
         self.hubs: dict[str, SimHub] = {}
         self.joining: set[str] = set()
+        self.homes: dict[str, str] = {}
+        """The hub that each spoke was at last."""
         self.spokes: dict[str, SimSpoke] = {}
         self.lives: dict[str, int] = {}
 
@@ -114,6 +116,9 @@ class Run:
             wire = self.net.open(spoke, hub)
             hub.opened(wire, spoke.node_id)
             spoke.opened(wire)
+            if self.homes.setdefault(spoke.name, hub.node_id) != hub.node_id:
+                self.homes[spoke.name] = hub.node_id
+                self.checker.count("spokes moved")
 
         self._dial(spoke, node_id, reached, spoke.not_reached)
 
@@ -195,6 +200,7 @@ class Run:
             self.world.after(DIAL_TIMEOUT, lambda: self.do_join(who, by))
             return
         self.joining.discard(who)
+        self.checker.count("hubs joined")
         self._start_hub(who, hub.admits(self._ticket(self.hub_ids[who])))
 
     def _processes(self) -> list[SimHub | SimSpoke]:

@@ -51,6 +51,7 @@ def test_the_seeds_reach_what_they_are_for() -> None:
             reached[name] = reached.get(name, 0) + count
     wanted = {"delivered", "repaired", "lost", "duplicates", "verdicts held"}
     wanted |= {f"calls {end}" for end in ("answered", "finished", "given up", "TIMEOUT", "EXECUTION_ERROR")}
+    wanted |= {"hubs joined", "spokes moved"}
     wanted |= {f"gossip {what}" for what in ("batches", "heads", "lagged")}
     assert {name for name in wanted if not reached.get(name)} == set()
 
