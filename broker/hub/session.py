@@ -34,6 +34,8 @@ class Session:
     """It is another hub of this realm, and believed what it says of others' events."""
     told: Gathered | None = None
     """Parts of the other hub's ``hub.realm``, until the last is there."""
+    batch: str = ""
+    """Parts of its ``topic.batch``, until the last is there."""
     closing: bool = False
     """The hub has ended it; what still comes from it is not read."""
     slow: int = 0

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["SwarmMessages"]
 
 MAX_GENERATION: Final = 2**53
+MAX_BATCH: Final = 90_000
+"""Characters of a batch, whose parts are held until the last is there: the largest gossip message is 64 KiB."""
 
 
 class SwarmMessages:
@@ -121,6 +123,12 @@ class SwarmMessages:
                 pass
             case _:
                 raise FrameError("topic.batch needs topic and data", close_code=CloseCode.BAD_MESSAGE)
+        data, session.batch = session.batch + data, ""
+        if len(data) > MAX_BATCH:
+            raise FrameError(f"topic.batch: more than {MAX_BATCH} characters", close_code=CloseCode.BAD_MESSAGE)
+        if detail.get("more") is True:
+            session.batch = data
+            return
         swarms = self._swarms
         if (swarm := swarms.by_topic.get(topic)) is None or session.peer not in swarm.overlay:
             return

@@ -1,7 +1,7 @@
-"""Messages with lists that may not fit in one frame: cut into several of the same type, and put together again.
+"""Messages with lists or a long text that may not fit in one frame: cut into several of a type, and put together again.
 
 Rules:
-1. A message that fits is one part, as it is. Otherwise its lists and maps are halved until each part fits.
+1. A message that fits is one part, as it is. Otherwise its lists, maps and texts are halved until each part fits.
 2. Parts that mean something each (``hub.peers``) are taken as they come. Those that only count together say ``more``
    on all but the last, and `Gathered` puts them together.
 3. What cannot be cut stays too large. Who sends it must look.
@@ -31,14 +31,14 @@ def parts(
     first: Mapping[str, Any] | None = None,
     rest: Mapping[str, Any] | None = None,
 ) -> list[bytes]:
-    """The frames of one message, each of at most ``most`` bytes. ``cut``: keys whose lists or maps may be cut.
+    """The frames of one message, each of at most ``most`` bytes. ``cut``: keys whose lists, maps or texts may be cut.
     ``first`` and ``rest`` are what the parts before a cut and after it say besides."""
     frame = encode(type, detail)
     longest = max(cut, key=lambda key: len(detail[key]))
     if len(frame) <= most or sum(len(detail[key]) for key in cut) < 2:
         return [frame]
     left, right = _halves(detail[longest])
-    emptied = {key: detail[key][:0] if isinstance(detail[key], list) else {} for key in cut}
+    emptied = {key: {} if isinstance(detail[key], dict) else detail[key][:0] for key in cut}
     before = {**detail, longest: left, **(first or {})}
     after = {**detail, **emptied, longest: right, **(rest or {})}
     return [one for half in (before, after) for one in parts(type, half, most, cut=cut, first=first, rest=rest)]

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from broker import _gossip_ext as ext
 from broker.protocol.codec import encode
+from broker.protocol.parts import MORE, parts
 from broker.protocol.publication import Publication
 from broker.spoke.publisher import Publisher
 from broker.spoke.swarm_messages import Range, batch_data, range_of
@@ -38,6 +39,8 @@ class Asker(NamedTuple):
 
     send: Callable[[list[bytes]], bool]
     control: Callable[[str, Any], None] | None = None
+    most: int = 1_048_576
+    """Bytes of a frame that it takes."""
 
 
 class Repairs:
@@ -54,12 +57,14 @@ class Repairs:
     ) -> None:
         self._swarms, self._publisher = swarms, publisher
         self._send, self._control = send, control
+        self.most = 1_048_576
+        """Bytes of a frame that the hub takes."""
         self._left, self._at = float(BYTES_A_SECOND), 0.0
         self.counts: Counter[str] = Counter()
 
     def asked(self, detail: Any) -> None:
         """``topic.repair`` of the hub."""
-        wanted, hub = range_of(detail), Asker(self._send, self._control)
+        wanted, hub = range_of(detail), Asker(self._send, self._control, self.most)
         publication = self._publisher.held(wanted.topic, wanted.epoch)
         if publication is None or publication.author != wanted.author:
             self.asked_by(hub, wanted)
@@ -106,7 +111,7 @@ class Repairs:
                 self._lose(asker, wanted, at, a - 1)
                 at = max(at, b + 1)
             batch = {"topic": wanted.topic, "data": b64encode(data).decode()}
-            if not self._give(asker, [encode("topic.batch", batch)]):
+            if not self._give(asker, parts("topic.batch", batch, asker.most, cut=("data",), first=MORE)):
                 return
         if size <= ANSWER_BYTES // 2:  # else there may be more that did not fit
             self._lose(asker, wanted, at, wanted.b)

@@ -406,7 +406,7 @@ class Spoke:
     def _on_up(self, hub_registration: Any) -> None:
         hub = parse(hub_registration, from_hub=True)
         capabilities, limit = hub.capabilities, self._link.limited(hub.max_frame_bytes)
-        self._rolls = "call.all" in capabilities
+        self._rolls, self._repairs.most = "call.all" in capabilities, limit
         self._calls.connected()
         self._answers.connected(credited="call.credit" in capabilities, max_frame_bytes=limit)
         self._subscriptions.on_up()

@@ -79,6 +79,28 @@ async def test_a_member_answers_with_signed_batches_that_hold_and_names_what_it_
         assert said.lost == [(31, 31), (41, 45)], "what is only named in a batch is not had"
 
 
+async def test_a_batch_goes_in_parts_to_a_hub_that_takes_small_frames() -> None:
+    async with swarm_of(3) as (_, (a, b, c)), reading(b) as rb, reading(c) as rc:
+        await publish(a, [f"{number} {'x' * 300}" for number in range(60)])
+        await until(lambda: len(rb.got) == len(rc.got) == 60)
+        said = Said(b)
+        b._repairs.most = 4_096
+        b._repairs.asked(ask(a.node_id, rb.events.verdicts[0].epoch, 1, 60))
+        assert max(map(len, said.frames)) <= 4_096
+        details = [message["detail"] for message in said.messages()]
+        assert any(detail.get("more") for detail in details), "else nothing was cut"
+        have: set[int] = set()
+        whole = ""
+        for detail in details:
+            whole += detail["data"]
+            if not detail.get("more"):
+                _, _, first, frames = ext.open_batch(TOPIC, b64decode(whole))
+                have |= set(range(first, first + len(frames)))
+                whole = ""
+        assert have == set(range(1, 61))
+        assert not whole
+
+
 async def test_a_batch_for_a_repair_is_checked_like_one_of_the_swarm() -> None:
     async with swarm_of(2) as (_, (a, b)), reading(b) as rb:
         await publish(a, range(20))
