@@ -25,6 +25,8 @@ log = logging.getLogger("broker.hub")
 
 BACKOFF_FIRST: Final = 0.2
 BACKOFF_MOST: Final = 30.0
+HURRIED: Final = 3.0
+"""The same for another hub of the realm: overlays that were split with their hubs merge when these meet again."""
 MOST_ATTEMPTS: Final = 16
 """2**16 is far over any bound; keeps the number small."""
 MOST_DIALLED: Final = 1_000
@@ -156,7 +158,7 @@ class Dialling:
         dialled.conn, dialled.failure = None, failure
         attempts = dialled.attempts
         dialled.attempts = min(attempts + 1, MOST_ATTEMPTS)
-        delay = random.uniform(0, min(BACKOFF_FIRST * 2**attempts, BACKOFF_MOST))
+        delay = random.uniform(0, min(BACKOFF_FIRST * 2**attempts, self._most(dialled)))
         log.info("dialling %s again in %.1f s: %s", dialled.place.node_id[:10], delay, failure)
         self._later(delay, dialled)
 
@@ -192,9 +194,13 @@ class Dialling:
 
     def _again(self, dialled: _Dialled) -> None:
         if self._router.links.connected(dialled.place.node_id):  # it has dialled us meanwhile, as another hub does
-            self._later(BACKOFF_MOST, dialled)
+            self._later(self._most(dialled), dialled)
         else:
             self._attempt(dialled)
+
+    def _most(self, dialled: _Dialled) -> float:
+        """Seconds between two attempts, at most."""
+        return HURRIED if self._router.links.is_hub(dialled.place.node_id) else BACKOFF_MOST
 
     def _cancel(self, dialled: _Dialled) -> None:
         if dialled.timer is not None:

@@ -118,15 +118,19 @@ class Topics:
         channel.announced.pop(key, None)
         if seq <= channel.ring.newest(author, epoch):
             return
-        if len(channel.announced) >= MAX_AUTHORS:
-            channel.announced.pop(next(iter(channel.announced)))
-        channel.announced[key] = (acked, seq)
+        self._announce(channel, key, acked, seq)
         if channel.swarm is not None:
             channel.swarm.tell_hubs(key, seq)
         frames = channel.announcement(key)
         self._tell_group(channel, frames)  # who is behind is told when it has caught up
         for peer in channel.by_gossip.difference(channel.leftover):
             self.readers.tell_ahead(peer, frames)  # if all of it is acknowledged, the author tells the swarm nothing
+
+    def _announce(self, channel: Channel, key: tuple[str, str], acked: int, seq: int) -> None:
+        channel.announced.pop(key, None)
+        if len(channel.announced) >= MAX_AUTHORS:
+            channel.announced.pop(next(iter(channel.announced)))
+        channel.announced[key] = (acked, seq)
 
     def _tell_group(self, channel: Channel, frames: list[bytes]) -> None:
         self._fan_out.flush(channel)
@@ -138,7 +142,8 @@ class Topics:
         self._tell_all(channel, head_of(channel.topic, author, epoch, start - 1, baseline=True))
 
     def goes_to(self, channel: Channel, author: str, epoch: str, seq: int) -> None:
-        """How far a sequence is of which the ring has less."""
+        """How far a sequence is of which the ring has less: what is missing from it is given up."""
+        self._announce(channel, (author, epoch), seq, seq)
         self._tell_all(channel, head_of(channel.topic, author, epoch, seq))
 
     def _tell_all(self, channel: Channel, head: dict[str, Any]) -> None:

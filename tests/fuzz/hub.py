@@ -29,6 +29,7 @@ from broker.hub.metrics import HubGauges, HubMetrics
 from broker.hub.operations import HubOperations
 from broker.hub.router import Router
 from broker.protocol.codec import decode
+from broker.protocol.named import Frame
 from broker.protocol.routing import check_topic, is_reserved, matches
 from broker.protocol.ticket import Ticket
 from tests.fuzz.endpoint import Clock, FakeEndpoint
@@ -212,10 +213,10 @@ class Play:
                 frames = [self._gossiped(swarm.topic, author, epoch, first + n) for n in range(script.number(1, 4))]
                 self.router.swarms.gossiped(swarm.id, author, epoch, first, frames)
 
-    def _gossiped(self, topic: str, author: str, epoch: str, seq: int) -> bytes | None:
+    def _gossiped(self, topic: str, author: str, epoch: str, seq: int) -> Frame:
         choice = self.script.byte()
         if choice < 16:
-            return None if choice < 12 else self.peers.message(0, author)
+            return (9, bytes(32)) if choice < 12 else self.peers.message(0, author)
         return event(topic, {"by": author}, author, epoch, seq)
 
     def settle(self) -> None:

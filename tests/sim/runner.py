@@ -335,7 +335,10 @@ class Run:
             hub.counted(self.checker.taken_by.get(hub.name, 0))
         self._agreed()
         self.asks.judge(callers_saw=not self.scenario.disturbed() and "not sent" not in self.asks.counts)
-        if self.scenario.gentle and not self.scenario.disturbed() & {"crash", "ban"}:
+        splits = [one for one in self.scenario.actions if one.kind == "split"]
+        apart = any(self.hub_ids.keys() & set(one.args[1]) for one in splits)
+        # Hubs may be apart for longer than a hole is asked for: what is on the other side alone is lost, by name.
+        if self.scenario.gentle and not apart and not self.scenario.disturbed() & {"crash", "ban"}:
             self._whole()
 
     def _agreed(self) -> None:
