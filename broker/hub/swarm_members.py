@@ -99,7 +99,7 @@ class SwarmMembers:
         newest = self.connection(key[0])
         others = [peer for peer in swarm.overlay.joined() if peer != newest]
         random.shuffle(others)
-        hubs = [session.peer for session in self._router.links.sessions() if session.peer in others]
+        hubs = [session.peer for session in self._router.links.sessions()]
         members = [peer for peer in others if peer not in hubs]
         members = members if newest is None else [newest, *members]
         return None, members, hubs

@@ -155,7 +155,7 @@ class SwarmMessages:
                 pass
             case _:
                 raise FrameError("topic.lost needs topic, author, epoch, from, to", close_code=CloseCode.BAD_MESSAGE)
-        swarm, key = self._swarms.by_topic.get(topic), (author, epoch)
+        swarm, key, now = self._swarms.by_topic.get(topic), (author, epoch), time.monotonic()
         if swarm is None or not swarm.holes.was_asked(key):
             return
         if author == session.node_id and swarm.channel.authors.get(key) == session.peer:
@@ -166,7 +166,8 @@ class SwarmMessages:
             # It has passed that hub's ring: what no hub of the realm has any more is lost, as with one hub.
             hubs = {one.peer for one in self._router.links.sessions()}
             gone = swarm.holes.denied(key, session.peer, first, last, hubs.issubset)
-        elif session.peer in swarm.overlay and self._swarms.members.has_left(author, time.monotonic()):
+        elif session.peer in swarm.overlay and not swarm.shared and self._swarms.members.has_left(author, now):
+            # Where there are other hubs, its author may be at one of them.
             most = min(DENIALS, len(swarm.overlay.joined()))
             gone = swarm.holes.denied(key, session.peer, first, last, lambda peers: len(peers) >= most)
         else:
