@@ -301,8 +301,8 @@ class TopicSwarm:
 
     def batch(self, author: str, epoch: str, first: int, frames: list[Frame]) -> int:
         """A signed batch that a member gave when it was asked."""
-        if (author, epoch) in self.holes.refilling():
-            # Nothing of it is known: what is older, the member does not have any more.
+        if not self.shared and (author, epoch) in self.holes.refilling():
+            # Nothing of it is known: what is older, the member does not have any more, and no other hub may.
             self.sequences.begin(self.topic, author, epoch, first, time.monotonic())
         return self.from_gossip(author, epoch, first, frames, asked=True)
 
