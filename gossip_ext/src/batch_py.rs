@@ -42,9 +42,9 @@ pub fn event_hash<'py>(py: Python<'py>, message: &[u8]) -> Bound<'py, PyBytes> {
 pub fn frames<'py>(py: Python<'py>, items: &[Item]) -> PyResult<Bound<'py, PyList>> {
     let frame = |item: &Item| match item {
         Item::Message(message) => Ok(PyBytes::new(py, message).into_any()),
-        Item::Reference { size, hash } => {
-            Ok((*size, PyBytes::new(py, hash)).into_pyobject(py)?.into_any())
-        }
+        Item::Reference { size, hash } => Ok((*size, PyBytes::new(py, hash))
+            .into_pyobject(py)?
+            .into_any()),
     };
     PyList::new(py, items.iter().map(frame).collect::<PyResult<Vec<_>>>()?)
 }
