@@ -22,7 +22,7 @@ PATTERNS = (("t",), ("t.>",), (">",), ("u",), ("t", "t.*"), ("t.a", "u"))
 SINCE = (None, None, "start", 3)
 LARGE = 0.004
 """The part of all runs that has many spokes."""
-REALM = 0.4
+REALM = 0.25
 """The part of those with gossip and few spokes that has two hubs."""
 TICKETS = (("h1",), ("h1", "h2"), ("h2", "h1"))
 
