@@ -29,6 +29,7 @@ __all__ = [
     "Relay",
     "Swarm",
     "drive",
+    "event_hash",
     "forget",
     "generate_secret",
     "node_id",
