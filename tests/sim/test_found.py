@@ -90,3 +90,44 @@ def test_a_new_sequence_begins_at_its_first_number_also_when_there_is_no_room() 
     verdict = sequences.verdict("t", "author", "epoch")
     assert verdict is not None
     assert (verdict.start, verdict.missing) == (1, ((1, 11),))
+
+
+def test_what_one_hub_has_acknowledged_the_others_subscribers_need_not_have_had() -> None:
+    """An author went to the other hub, whose subscribers began after what the first had acknowledged: a false
+    complete."""
+    at_two, at_one = ("h2", "h1"), ("h1", "h2")
+    block = SubSpec(patterns=(">",), bound=10)
+    made = play(
+        53,
+        [
+            SpokeSpec(name="s4", subs=(SubSpec(patterns=(">",), policy="disconnect", bound=2),), unacked=10, rate=0.99,
+                      speed=1, pause=0.0, gossips=True, ticket=at_two),
+            SpokeSpec(name="s5", subs=(block,), unacked=10, retained=5, speed=5, pause=0.3, ticket=at_one),
+        ],
+        [
+            Action(0.0, "join", "h2", ("h1",)),
+            Action(0.130, "freeze", "h2", (9.0,)),
+            Action(2.420, "publish", "s5", ("u", 1, 20)),
+            Action(7.048, "crash", "h1", (20.0, 0.1, False)),
+        ],
+        Weather(latency=0.002, jitter=0.01, room=500, gossip_copies=0.1),
+        Rings(carrier="auto", uplink=500.0, gossips=True),
+    )  # fmt: skip
+    assert [verdict.start for verdict in made.spokes["s4"].subs[0].verdicts] == [1]
+
+
+def test_a_swarm_of_hubs_that_has_just_ended_is_there_again_when_the_other_hub_is() -> None:
+    """The topic's swarm was about to end when the other hub came back, which was then never invited."""
+    play(
+        169,
+        [SpokeSpec(name="s1", subs=(SubSpec(patterns=("t", "t.*"), patience=0.0, bound=2),), unacked=10, rate=0.99,
+                   speed=5, ticket=("h1", "h2"))],
+        [
+            Action(1.274, "publish", "s1", ("t.a", 15, 20)),
+            Action(2.064, "join", "h2", ("h1",)),
+            Action(5.875, "cut", "h2", (0.0, 0.0)),
+            Action(6.974, "publish", "s1", ("t.a", 1, 400)),
+        ],
+        Weather(latency=0.0003, jitter=0.1, loss=0.3, room=1, burst=64, message_bytes=300),
+        Rings(carrier="stream", uplink=5_000.0, gossips=True),
+    )  # fmt: skip
