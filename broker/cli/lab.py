@@ -20,6 +20,7 @@ from broker.cli.options import (
     KeyFile,
     LogFormatOption,
     LogLevelOption,
+    RelayCaOption,
     SpokeName,
     TicketArgument,
     read_ticket,
@@ -51,6 +52,7 @@ def node(
     calls: Annotated[float, typer.Option("--calls", metavar="N", min=0, help="Calls a second, to any node.")] = 1.0,
     http: Http = None,
     key: KeyFile = None,
+    relay_ca: RelayCaOption = None,
     json: Json = False,
     log_level: LogLevelOption = None,
     log_format: LogFormatOption = None,
@@ -60,7 +62,8 @@ def node(
 
     start_logging(log_level or "info", log_format or "text")
     load = Load(events=rate, bytes=size, calls=calls)
-    spoke = make_node(name or socket.gethostname(), keys.load(key) if key is not None else None)
+    secret = keys.load(key) if key is not None else None
+    spoke = make_node(name or socket.gethostname(), secret, relay_ca=relay_ca)
     return run(_Role(spoke, ticket, http, json).serve(lambda: work(spoke, load)))
 
 
@@ -70,16 +73,17 @@ def observer(
     topics: Annotated[list[str], typer.Argument(metavar="TOPIC...", help="Topics or patterns.")],
     name: SpokeName = None,
     http: Http = None,
+    relay_ca: RelayCaOption = None,
     json: Json = False,
     log_level: LogLevelOption = None,
     log_format: LogFormatOption = None,
 ) -> int:
     """Reads everything on the topics; its /metrics say what became of it: complete, repaired or lost."""
-    from broker import Spoke
+    from broker import Spoke, SpokeOptions
     from broker.lab.observer import VerdictCollector
 
     start_logging(log_level or "info", log_format or "text")
-    spoke = Spoke(name or "observer")
+    spoke = Spoke(name or "observer", options=SpokeOptions(relay_ca=relay_ca))
     events = spoke.subscribe(*topics)
 
     async def read() -> None:
@@ -120,24 +124,31 @@ app.command()(lab_chaos.havoc)
 # Networks with routers that translate: lab_nat.py.
 
 app.command()(lab_nat.nat)
-app.command(hidden=True)(lab_nat.probe)
+for one in (lab_nat.probe, lab_nat.router, lab_nat.certificate):
+    app.command(hidden=True)(one)
 
 
 @app.command()
 def up(
-    hubs: Annotated[int, typer.Option("--hubs", metavar="N", min=1, max=9)] = 2,
+    hubs: Annotated[
+        int | None, typer.Option("--hubs", metavar="N", min=1, max=9, help="2 if not given; 1 with --nat.")
+    ] = None,
     spokes: Annotated[int, typer.Option("--spokes", metavar="N", min=1, max=100)] = 20,
     rate: Annotated[float, typer.Option("--rate", metavar="N", min=0, help="Events a second and spoke.")] = 5.0,
     size: Annotated[int, typer.Option("--size", metavar="BYTES", min=0, max=900_000, help="Added to an event.")] = 0,
     calls: Annotated[float, typer.Option("--calls", metavar="N", min=0, help="Calls a second and spoke.")] = 1.0,
     plain: Annotated[bool, typer.Option("--plain", help="All on loopback: no root, and no broken links.")] = False,
+    nat: Annotated[bool, typer.Option("--nat", help="The hub behind a router, the others behind another.")] = False,
     directory: Directory = DIRECTORY,
     json: Json = False,
 ) -> int:
     """Starts hubs, spokes, an observer and (where it is installed) Prometheus as processes of this machine."""
     from broker.lab.cluster import build
 
-    cluster = build(directory, hubs=hubs, spokes=spokes, rate=rate, size=size, calls=calls, plain=plain)
+    if nat and plain:
+        raise UsageError("--nat needs routers, --plain has none: give one of them")
+    count = hubs or (1 if nat else 2)
+    cluster = build(directory, hubs=count, spokes=spokes, rate=rate, size=size, calls=calls, plain=plain, nat=nat)
     return run(_show(cluster.rows(), json))
 
 

@@ -22,6 +22,7 @@ from broker.errors import UsageError
 
 if TYPE_CHECKING:
     from broker.lab.chaos import Judgement
+    from broker.lab.cluster import Cluster
     from broker.lab.rounds import Rounds
     from broker.lab.scenario import Scenario
 
@@ -55,11 +56,16 @@ def chaos(
     directory: Directory = DIRECTORY,
     json: Json = False,
 ) -> int:
-    """Breaks a lab on purpose and judges what is seen. Makes one of 2 hubs and 6 spokes for it if none is up."""
+    """Breaks a lab on purpose and judges what is seen. Makes one of 2 hubs and 6 spokes for it if none is up, and one
+    behind NAT for scenarios of that."""
+    from broker.lab.cluster import STATE
+
     chosen = _chosen(scenario)
     if listing:
         return run(_list(chosen, json))
-    return run(_break(chosen, seed, directory, json))
+    if (directory / STATE).exists():
+        return run(_break_what_is_up(chosen, scenario is None, seed, directory, json))
+    return run(_break_own(chosen, seed, directory, json))
 
 
 def havoc(
@@ -108,27 +114,42 @@ async def _list(known: Iterable[Scenario], json: bool) -> int:
     return 0
 
 
-async def _break(chosen: list[Scenario], seed: int, directory: Path, json: bool) -> int:
-    """Status 1 if one of them did not end as it should."""
-    from broker.lab.chaos import Chaos
-    from broker.lab.cluster import STATE, Cluster, build
-    from broker.lab.hands import LabHands
+async def _break_what_is_up(chosen: list[Scenario], fitting: bool, seed: int, directory: Path, json: bool) -> int:
+    """``fitting``: only those that are for such a lab. Status 1 if one of them did not end as it should."""
+    from broker.lab.cluster import Cluster
 
-    own = not (directory / STATE).exists()
-    writer, failed = LineWriter(), 0
-    cluster = (
-        build(directory, hubs=2, spokes=6, rate=10, size=0, calls=2, plain=False) if own else Cluster.load(directory)
-    )
-    try:
-        for one in chosen:
-            note(f"{one.name}: {one.text}")
-            stop = threading.Event()
-            judged = Chaos(LabHands(cluster, seed), one, lambda text: note(f"  {text}"), stop=stop)
-            failed += not await _tell(await in_thread(judged.run, stop), writer, json)
-    finally:
-        if own:
+    cluster = Cluster.load(directory)
+    nat = cluster.internet is not None
+    return 1 if await _break(cluster, [one for one in chosen if not fitting or one.nat == nat], seed, json) else 0
+
+
+async def _break_own(chosen: list[Scenario], seed: int, directory: Path, json: bool) -> int:
+    """In a lab that is made for it, and one for those behind NAT. Status 1 if one did not end as it should."""
+    from broker.lab.cluster import build
+
+    failed = 0
+    for nat in dict.fromkeys(one.nat for one in chosen):
+        hubs = 1 if nat else 2
+        cluster = build(directory, hubs=hubs, spokes=6, rate=10, size=0, calls=2, plain=False, nat=nat)
+        try:
+            failed += await _break(cluster, [one for one in chosen if one.nat == nat], seed, json)
+        finally:
             cluster.down()
     return 1 if failed else 0
+
+
+async def _break(cluster: Cluster, chosen: list[Scenario], seed: int, json: bool) -> int:
+    """How many did not end as they should."""
+    from broker.lab.chaos import Chaos
+    from broker.lab.hands import LabHands
+
+    writer, failed = LineWriter(), 0
+    for one in chosen:
+        note(f"{one.name}: {one.text}")
+        stop = threading.Event()
+        judged = Chaos(LabHands(cluster, seed), one, lambda text: note(f"  {text}"), stop=stop)
+        failed += not await _tell(await in_thread(judged.run, stop), writer, json)
+    return failed
 
 
 async def _tell(judgement: Judgement, writer: LineWriter, json: bool) -> bool:

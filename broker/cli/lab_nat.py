@@ -1,6 +1,7 @@
-"""``broker lab nat``: who gets through which NATs, and how; and ``lab probe``, its caller.
+"""``broker lab nat``: who gets through which NATs, and how; ``lab probe``, its caller; ``lab router`` and ``lab
+certificate``, for the same in containers.
 
-Not here: the lab, and what a caller measures (broker/lab).
+Not here: the lab, what a caller measures, what a router does (broker/lab).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from broker.lab.internet import Nat
     from broker.lab.nat import NatLab, Pair
 
-__all__ = ["nat", "probe"]
+__all__ = ["certificate", "nat", "probe", "router"]
 
 
 def nat(
@@ -179,3 +180,32 @@ async def _probe(
 def _say(row: dict[str, Any]) -> None:
     sys.stdout.buffer.write(dumps(row))
     sys.stdout.buffer.flush()
+
+
+def router(
+    outside: Annotated[str, typer.Argument(metavar="HOST", help="One on the public segment.")],
+    nat: Annotated[str, typer.Option("--nat", metavar="NAT", help="port-keeping, symmetric or udp-blocked.")],
+) -> int:
+    """Makes this container a router, until it is stopped."""
+    from broker.lab.nat import parse_nat
+    from broker.lab.router import route
+
+    note(f"a router, {nat}: what goes out by {route(parse_nat(nat), outside)} has its address")
+    return run(_stopped())
+
+
+async def _stopped() -> int:
+    with stop_signal() as stop:
+        return INTERRUPTED if await stop is signal.SIGINT else 0
+
+
+def certificate(
+    directory: Annotated[Path, typer.Argument(metavar="DIR")],
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    hosts: Annotated[list[str], typer.Argument(metavar="HOST...", help="Names or addresses.")],
+) -> int:
+    """Makes ca.pem, NAME.pem and NAME.key, unless they are there."""
+    from broker.lab.authority import issued_once
+
+    note(f"{issued_once(directory, name, hosts).cert}")
+    return 0

@@ -18,7 +18,7 @@ from typing import Final
 
 from broker import _gossip_ext as ext
 
-__all__ = ["Authority", "Issued"]
+__all__ = ["Authority", "Issued", "issued_once"]
 
 LIFE: Final = timedelta(days=30)
 SLACK: Final = timedelta(days=1)
@@ -86,6 +86,22 @@ class Authority:
             _tlv(0xA3, _sequence(*extensions)),
         )
         return _sequence(content, _sequence(ED25519), _bits(ext.sign(self._secret, content)))
+
+
+def issued_once(directory: Path, name: str, hosts: Sequence[str]) -> Issued:
+    """A certificate for these hosts, by an authority of its own (``ca.pem``): what is there already, unless it is for
+    others or half its life is over, so that who trusts that authority does so after a restart too."""
+    issued, said = Issued(directory / f"{name}.pem", directory / f"{name}.key"), directory / f"{name}.hosts"
+    wanted = "".join(f"{host}\n" for host in hosts)
+    try:
+        age = datetime.now(UTC) - datetime.fromtimestamp(issued.cert.stat().st_mtime, UTC)
+        if said.read_text() == wanted and age < LIFE / 2:
+            return issued
+    except FileNotFoundError:
+        pass
+    issued = Authority(directory).issue(name, hosts)
+    said.write_text(wanted)
+    return issued
 
 
 def _alternative(host: str) -> bytes:

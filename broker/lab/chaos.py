@@ -218,12 +218,14 @@ class Chaos:
         return [value for _, value in _query(self._hands.prometheus, expression)]
 
     def _flows(self, when: str) -> None:
-        """Everybody is there, and events reach the observer."""
+        """Everybody is there, by a direct path where there are routers, and events reach the observer."""
         there, connected = self._hands.there()
         self.see(f'(sum(up{{job=~"hub|spoke|observer"}}) == {there})', SETTLE)
         self.see(f"(sum(broker_spoke_connected) == {connected})", SETTLE)
         # Who was killed is counted until its hub has missed it, and must not be in what is compared with later.
         self.see(f"(sum(broker_spokes_connected) == {connected})", SETTLE)
+        if self._scenario.nat:
+            self.see(f'(sum(broker_spokes_connected{{path="direct"}}) == {connected})', SETTLE)
         self.see("sum(rate(broker_observer_events_received_total[5s])) > 0", SETTLE)
         self.note(f"traffic flows {when}")
 

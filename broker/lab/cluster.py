@@ -1,8 +1,8 @@
 """The testbed as processes of this machine: hubs, nodes, an observer and Prometheus, each on a host of its own.
 
 Ports, data, tickets and logs are in one directory, and so is ``state.json``, from which another command finds the lab
-again. Hosts are namespaces (network.py), or all of them loopback (``plain``), where links cannot be broken. Not here:
-what is broken, and what is expected then (chaos.py).
+again. Hosts are namespaces (network.py), some of them behind routers (internet.py), or all of them loopback
+(``plain``), where links cannot be broken. Not here: what is broken, and what is expected then (chaos.py).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from typing import Any, Final, Literal, Self
 from zlib import crc32
 
 from broker.errors import UsageError
+from broker.lab.authority import Authority
+from broker.lab.internet import Internet
 from broker.lab.network import Network, check_rights
 from broker.protocol.wire import REALM_SCOPE
 
@@ -41,6 +43,9 @@ INVITE_WITHIN: Final = 60.0
 HTTP: Final = 9464
 UDP: Final = 4433
 PROMETHEUS: Final = 9090
+RELAY: Final = 3340
+HOME, AWAY = "home", "away"
+"""Routers: of the hub, and of everybody else."""
 SMALL_DISK: Final = "2m"
 
 
@@ -68,6 +73,13 @@ class Cluster:
     def __init__(self, directory: Path, *, network: Network | None) -> None:
         self.directory, self.network = directory, network
         self.members: dict[str, Member] = {}
+        self.trusting: tuple[str, ...] = ()
+        """Flags of whoever uses the relay."""
+
+    @property
+    def internet(self) -> Internet | None:
+        """The network, if there are routers in it."""
+        return self.network if isinstance(self.network, Internet) else None
 
     # State.
 
@@ -78,15 +90,16 @@ class Cluster:
             state = json.loads((directory / STATE).read_bytes())
         except FileNotFoundError:
             raise UsageError(f"there is no lab in {directory}; `broker lab up` makes one") from None
-        network = Network(**state["network"]) if state["network"] else None
-        cluster = cls(directory, network=network)
+        network = state["network"]
+        found = Internet.load(network) if network and "lans" in network else network and Network(**network)
+        cluster = cls(directory, network=found)
+        cluster.trusting = tuple(state["trusting"])
         cluster.members = {row["name"]: Member(**row) for row in state["members"]}
         return cluster
 
     def save(self) -> None:
-        network = self.network
-        where = network and {"prefix": network.prefix, "subnet": network.subnet, "hosts": network.hosts}
-        state = {"network": where, "members": [asdict(member) for member in self.members.values()]}
+        members = [asdict(member) for member in self.members.values()]
+        state = {"network": self.network and self.network.state(), "trusting": self.trusting, "members": members}
         partial = self.directory / f".{STATE}"
         partial.write_text(json.dumps(state, indent=1))
         partial.replace(self.directory / STATE)
@@ -103,23 +116,35 @@ class Cluster:
             self.network.up()
         self.save()
 
-    def add_hub(self, name: str, *options: str) -> Member:
+    def add_relay(self, name: str, port: int = RELAY) -> tuple[str, ...]:
+        """Admits everybody; who is added later trusts its certificate. Returns the flags of a hub that is to be reached
+        through it."""
         host, http = self._place(name, HTTP)
+        authority = Authority(self.data("certificates"))
+        issued = authority.issue(name, [host])
+        command = ["relay", "--bind", f"{host}:{port}", "--http", http, "--open", "--json"]
+        command += ["--tls-cert", str(issued.cert), "--tls-key", str(issued.key)]
+        self.trusting = ("--relay-ca", str(authority.file))
+        self.add(Member(name, "relay", http, command))
+        return "--relay", f"https://{host}:{port}"
+
+    def add_hub(self, name: str, *options: str) -> Member:
+        host, http = self._place(name, HTTP, HOME)
         udp = UDP if self.network else _free_port(socket.SOCK_DGRAM)
         command = ["hub", "--open", "--name", name, "--data", str(self.directory / "data" / name)]
-        command += ["--bind", f"{host}:{udp}", "--http", http, "--ticket-file", str(self.ticket(name)), *options]
+        command += ["--bind", f"{host}:{udp}", "--http", http, "--ticket-file", str(self.ticket(name))]
+        command += [*self.trusting, *options]
         return self.add(Member(name, "hub", http, command))
 
     def add_node(self, name: str, hub: str, *, rate: float, size: int, calls: float) -> Member:
-        _, http = self._place(name, HTTP)
-        load = ["--rate", str(rate), "--size", str(size), "--calls", str(calls)]
-        return self.add(
-            Member(name, "spoke", http, ["lab", "node", f"@{self.ticket(hub)}", "--name", name, "--http", http, *load])
-        )
+        _, http = self._place(name, HTTP, AWAY)
+        command = ["lab", "node", f"@{self.ticket(hub)}", "--name", name, "--http", http, *self.trusting]
+        command += ["--rate", str(rate), "--size", str(size), "--calls", str(calls)]
+        return self.add(Member(name, "spoke", http, command))
 
     def add_observer(self, name: str, hub: str) -> Member:
-        _, http = self._place(name, HTTP)
-        command = ["lab", "observer", f"@{self.ticket(hub)}", "lab.>", "--name", name, "--http", http]
+        _, http = self._place(name, HTTP, AWAY)
+        command = ["lab", "observer", f"@{self.ticket(hub)}", "lab.>", "--name", name, "--http", http, *self.trusting]
         return self.add(Member(name, "observer", http, command))
 
     def add_misfit(self, name: str, hub: str, kind: str) -> Member:
@@ -150,7 +175,7 @@ class Cluster:
         if folder.exists():
             rows = [
                 {"targets": [one.http], "labels": {"job": one.role, "node": one.name}}
-                for one in self.of("hub", "spoke", "observer", "prometheus")
+                for one in self.of("hub", "spoke", "observer", "relay", "prometheus")
             ]
             (folder / "targets.new").write_text(json.dumps(rows))
             (folder / "targets.new").replace(folder / "targets.json")
@@ -187,6 +212,7 @@ class Cluster:
         _wait_for(self.ticket("hub1"))
         key, file = self.data("hub1") / "admin.key", self.directory / "tickets" / f"{hub}.invite"
         command = ["invite", f"@{self.ticket('hub1')}", "--key", str(key), "--scopes", REALM_SCOPE, "--json"]
+        command += self.trusting
         asking = [sys.executable, "-m", "broker", *command]
         try:
             done = subprocess.run(asking, capture_output=True, text=True, timeout=INVITE_WITHIN, check=False)
@@ -199,11 +225,12 @@ class Cluster:
         file.write_text(json.loads(done.stdout)["ticket"])
         return file
 
-    def _place(self, name: str, port: int) -> tuple[str, str]:
-        """The host's address, and where it serves HTTP."""
+    def _place(self, name: str, port: int, router: str | None = None) -> tuple[str, str]:
+        """The host's address, and where it serves HTTP. ``router``: what it is behind, if there are routers."""
         if self.network is None:
             return "127.0.0.1", f"127.0.0.1:{_free_port()}"
-        host = self.network.add(name)
+        lan = self.internet.lans[router] if self.internet and router else self.network
+        host = lan.add(name)
         return host, f"{host}:{port}"
 
     def add(self, member: Member) -> Member:
@@ -332,30 +359,48 @@ def _reap(pid: int) -> None:
         os.waitpid(pid, os.WNOHANG)
 
 
-def build(directory: Path, *, hubs: int, spokes: int, rate: float, size: int, calls: float, plain: bool) -> Cluster:
-    """A lab that runs. UsageError when there is one already, or namespaces cannot be made; nothing is left then."""
+def build(
+    directory: Path, *, hubs: int, spokes: int, rate: float, size: int, calls: float, plain: bool, nat: bool = False
+) -> Cluster:
+    """A lab that runs. ``nat``: with a relay, hub and all others behind a router each. UsageError when there is one
+    already, or namespaces cannot be made; nothing is left then."""
     if (directory / STATE).exists():
         raise UsageError(f"there is a lab in {directory} already; `broker lab down` ends it, --dir makes another")
+    if nat and hubs > 1:
+        raise UsageError("behind NAT there is one hub: a realm's hubs reach each other directly")
     if not plain:
         check_rights()
-    cluster = Cluster(directory, network=None if plain else Network(*_names(directory)))
+    where = _names(directory)
+    cluster = Cluster(directory, network=None if plain else Internet(*where) if nat else Network(*where))
     try:
         cluster.begin()
-        cluster.add_hub("hub1")
+        relay = _between_routers(cluster) if cluster.internet else ()
+        cluster.add_hub("hub1", *relay)
         cluster.start("hub1")
         for number in range(2, hubs + 1):
             cluster.add_hub(f"hub{number}", "--join", f"@{cluster.invite(f'hub{number}')}")
         for number in range(1, spokes + 1):
             cluster.add_node(f"spoke{number}", "hub1", rate=rate, size=size, calls=calls)
         cluster.add_observer("observer", "hub1")
-        cluster.add_prometheus()
+        if cluster.add_prometheus() and cluster.internet:
+            cluster.internet.let_in("prometheus", HTTP)
         for name in cluster.members:
-            if name != "hub1":
+            if not cluster.members[name].pid:
                 cluster.start(name)
     except BaseException:
         cluster.down()
         raise
     return cluster
+
+
+def _between_routers(cluster: Cluster) -> tuple[str, ...]:
+    """Two routers that keep ports, and a running relay between them; the flags of a hub that is reached through it."""
+    assert cluster.internet is not None
+    for router in (HOME, AWAY):
+        cluster.internet.add_lan(router, "port-keeping")
+    flags = cluster.add_relay("relay")
+    cluster.start("relay")
+    return flags
 
 
 def _names(directory: Path) -> tuple[str, str]:

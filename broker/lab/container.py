@@ -62,6 +62,8 @@ class ContainerHands:
         self._keeper = 0
 
     def check(self, scenario: Scenario) -> None:
+        if scenario.nat:
+            raise UsageError(f"{scenario.name} cannot be done from the container of {self.hub}, which has no router")
         for step in scenario.steps:
             if not self._can(step):
                 raise UsageError(f"{scenario.name} cannot be done from the container of {self.hub}: {step}")

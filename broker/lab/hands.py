@@ -34,6 +34,12 @@ class LabHands:
     def check(self, scenario: Scenario) -> None:
         if scenario.links and self._cluster.network is None:
             raise UsageError(f"{scenario.name} breaks links: it needs a lab of namespaces, this one is --plain")
+        if scenario.nat != (self._cluster.internet is not None):
+            raise UsageError(
+                f"{scenario.name} is for a lab behind NAT: `broker lab up --nat` makes one"
+                if scenario.nat
+                else f"{scenario.name} is for a lab without routers, this one is --nat"
+            )
         if scenario.needs and shutil.which(scenario.needs) is None:
             raise UsageError(f"{scenario.name} needs {scenario.needs}: as root, apt-get install {scenario.needs}")
 
@@ -80,6 +86,10 @@ class LabHands:
             network.lose([name for name in self._members(what) if name != "prometheus"], step.percent)
         elif action == "slow":
             network.slow(self._members(what), step.kbit)
+        elif action == "rebind":
+            assert self._cluster.internet is not None
+            for router in self._cluster.internet.routers(self._members(what)):
+                self._cluster.internet.lans[router].rebind()
         else:
             network.mend()
 

@@ -1,24 +1,29 @@
 """A public segment in network namespaces, and local networks behind routers that translate addresses.
 
 Routers let in only what belongs to a flow that began inside: without that nobody could see a hole being punched. No
-machine but the lab's own hosts is on the segment, so its addresses are documentation's. Needs what network.py needs.
-Not here: what runs on a host, and what is measured (nat.py).
+machine but the lab's own hosts is on the segment, so its addresses are documentation's, unless it has a subnet of its
+own. Needs what network.py needs. Not here: what runs on a host, what is measured (nat.py), routers in containers
+(router.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import signal
 import socket
 import time
+from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, Self, get_args
 
+from broker.errors import UsageError
 from broker.lab.network import MACHINE, TABLE, Network, do
 
-__all__ = ["NATS", "Internet", "Lan", "Nat", "sweep"]
+__all__ = ["CHAINS", "NATS", "Internet", "Lan", "Nat", "sweep", "translation"]
 
 Nat = Literal["port-keeping", "symmetric", "udp-blocked"]
 """How a router translates: a flow keeps its port where that is free; each flow to another address gets a port of its
@@ -29,7 +34,13 @@ PUBLIC: Final = "203.0.113"
 PRIVATE: Final = "192.168"
 NEW_PORTS: Final = "50000-59999"
 """From which a flow gets its port when its router has forgotten it."""
-UNASKED: Final = "iifname eth0 ct state != { established, related } drop"
+CHAINS: Final = {
+    "leaving": "nat hook postrouting priority 100",
+    "passing": "filter hook forward priority 0",
+    "strange": "filter hook forward priority 1",
+    "knocking": "filter hook input priority 1",
+}
+"""Of a router, and where each is."""
 FLOWS: Final = "/proc/net/nf_conntrack"
 SPACES: Final = Path("/run/netns")
 NAME: Final = "bn"
@@ -37,22 +48,51 @@ LONG_ENOUGH: Final = 5.0
 """Seconds in which what is ended must be gone."""
 
 
-class Internet(Network):
-    """The public segment. Its hosts are servers and the routers of :attr:`lans`."""
+def translation(nat: Nat, outside: str = "eth0") -> dict[str, tuple[str, ...]]:
+    """The rules of a router, by chain. ``outside``: its device on the public segment."""
+    unasked = f"iifname {outside} ct state != {{ established, related }} drop"
+    return {
+        "leaving": (f"oifname {outside} masquerade{' random' if nat == 'symmetric' else ''}",),
+        "strange": (unasked, *(["meta l4proto udp drop"] if nat == "udp-blocked" else [])),
+        # Dropped before it is a flow: one that the router has on its books would take the port from who is inside.
+        "knocking": (unasked,),
+    }
 
-    def __init__(self) -> None:
-        super().__init__(NAME + secrets.token_hex(3), PUBLIC)
+
+class Internet(Network):
+    """The public segment. Its hosts are servers and the routers of :attr:`lans`. Without a ``subnet`` of its own it
+    lives as long as this object, and :func:`sweep` takes it away afterwards; with one this machine is on it too, and it
+    outlasts the process, as a :class:`Network` does."""
+
+    def __init__(self, prefix: str | None = None, subnet: str | None = None) -> None:
+        super().__init__(prefix or NAME + secrets.token_hex(3), subnet or PUBLIC)
         self.lans: dict[str, Lan] = {}
-        self._claim = _claim(self.prefix)
+        self._alone = subnet is None
+        self._claim = _claim(self.prefix) if self._alone else None
+
+    @classmethod
+    def load(cls, state: Mapping[str, Any]) -> Self:
+        """One that is up, from what :meth:`state` was."""
+        internet = cls(state["prefix"], state["subnet"])
+        internet.hosts.update(state["hosts"])
+        for router, hosts in state["lans"].items():
+            internet.lans[router] = lan = Lan(internet, router)
+            lan.hosts.update(hosts)
+        return internet
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "lans": {router: lan.hosts for router, lan in self.lans.items()}}
 
     def up(self) -> None:
+        if not self._alone:
+            return super().up()
         do("ip", "netns", "add", self._bridge_space)
         self._add_bridge()
 
     def add_lan(self, router: str, nat: Nat, *hosts: str) -> Lan:
         """A router on the segment, and hosts behind it."""
         self.add(router)
-        self.lans[router] = lan = Lan(self, router, f"{PRIVATE}.{self.hosts[router]}")
+        self.lans[router] = lan = Lan(self, router)
         lan.up()
         lan.translate(nat)
         for host in hosts:
@@ -81,31 +121,51 @@ class Internet(Network):
         """Leaves nothing, however far it came: neither a namespace nor a process in one."""
         for host in list(self.hosts):
             self.remove(host)
-        do("ip", "netns", "delete", self._bridge_space, check=False)
+        super().down()
         if self._claim is not None:
             self._claim.close()
+
+    def let_in(self, host: str, port: int) -> None:
+        """The routers that are there let a host of the segment come to this port of whoever is behind them, by TCP."""
+        for router, lan in self.lans.items():
+            do("ip", "-n", self._space(host), "route", "add", f"{lan.subnet}.0/24", "via", self.address(router))
+            allowed = f"ip saddr {self.address(host)} tcp dport {port} accept"
+            self._nft(router, f"insert rule {TABLE} strange {allowed}")
+
+    # What happens between local networks.
+
+    def cut(self, some: Iterable[str], others: Iterable[str], *, one_way: bool = False) -> None:
+        """No UDP passes between the routers that they are behind: nothing is left to them but relays."""
+        if one_way:
+            raise UsageError("between local networks both ways are cut, or none")
+        for one, other in product(self.routers(some), self.routers(others)):
+            if one != other:
+                self.lans[one].refuse(self.address(other))
+
+    def mend(self) -> None:
+        super().mend()
+        for lan in self.lans.values():
+            lan.mend()
+
+    def routers(self, hosts: Iterable[str]) -> list[str]:
+        """That they are behind, each once."""
+        hosts = set(hosts)
+        return [router for router, lan in self.lans.items() if hosts & lan.hosts.keys()]
 
 
 class Lan(Network):
     """A local network. The router's own address in it is the first."""
 
-    def __init__(self, internet: Internet, router: str, subnet: str) -> None:
-        super().__init__(internet.prefix, subnet, holder=router)
+    def __init__(self, internet: Internet, router: str) -> None:
+        super().__init__(internet.prefix, f"{PRIVATE}.{internet.hosts[router]}", holder=router)
         self.internet, self.router = internet, router
 
     def up(self) -> None:
         self._add_bridge()
         do("ip", "-n", self._bridge_space, "address", "add", f"{self.subnet}.{MACHINE}/24", "dev", "bridge")
         do(*self.command(self.router, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"))
-        for chain, hook in (
-            ("leaving", "nat hook postrouting priority 100"),
-            ("passing", "filter hook forward priority 0"),
-            ("strange", "filter hook forward priority 1"),
-            ("knocking", "filter hook input priority 1"),
-        ):
+        for chain, hook in CHAINS.items():
             self._nft(self.router, f"add chain {TABLE} {chain} {{ type {hook}; }}")
-        # Dropped before it is a flow: one that the router has on its books would take the port from who is inside.
-        self._nft(self.router, f"add rule {TABLE} knocking {UNASKED}")
 
     def add(self, host: str) -> str:
         address = super().add(host)
@@ -126,8 +186,8 @@ class Lan(Network):
 
     def translate(self, nat: Nat) -> None:
         """From now on. It knows none of its flows any more."""
-        self._rules("leaving", f"oifname eth0 masquerade{' random' if nat == 'symmetric' else ''}")
-        self._rules("strange", UNASKED, *(["meta l4proto udp drop"] if nat == "udp-blocked" else []))
+        for chain, rules in translation(nat).items():
+            self._rules(chain, *rules)
         self._forget()
 
     def rebind(self) -> None:
@@ -170,7 +230,7 @@ class Lan(Network):
     def _wait_for_no_flows(self) -> None:
         """A router that loses an address forgets the flows that it has translated to it; the kernel does so soon."""
         deadline = time.monotonic() + LONG_ENOUGH
-        while "dport=" in do(*self.command(self.router, "cat", FLOWS)) and time.monotonic() < deadline:
+        while _translated(do(*self.command(self.router, "cat", FLOWS))) and time.monotonic() < deadline:
             time.sleep(0.01)
 
     def refuse(self, *addresses: str) -> None:
@@ -182,6 +242,12 @@ class Lan(Network):
     def mend(self) -> None:
         super().mend()
         self._nft(self.router, f"flush chain {TABLE} passing")
+
+
+def _translated(flows: str) -> bool:
+    """Whether one in a router's books (the kernel's) has answers that come to another address than it began at."""
+    ends = (re.findall(r"(?:src|dst)=(\S+)", line) for line in flows.splitlines())
+    return any(len(one) == 4 and one[0] != one[3] for one in ends)
 
 
 def _claim(prefix: str) -> socket.socket | None:

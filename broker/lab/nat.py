@@ -19,16 +19,14 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from broker.errors import BrokerError, UsageError
-from broker.lab.authority import Authority
 from broker.lab.cluster import Cluster, Member
 from broker.lab.internet import NATS, Internet, Nat, sweep
 from broker.lab.network import check_rights
 
-__all__ = ["LabFault", "NatLab", "Pair", "Run", "Stopped", "expected", "parse_pair"]
+__all__ = ["LabFault", "NatLab", "Pair", "Run", "Stopped", "expected", "parse_nat", "parse_pair"]
 
 RELAY: Final = 443
 ROOT: Final = "there is no NAT lab without them"
-HTTP: Final = 9465
 BEHIND: Final = ("hub", "server", "caller")
 """Each behind a router of its own."""
 START: Final = 30.0
@@ -144,8 +142,6 @@ class NatLab:
         self._internet = Internet()
         self._cluster = Cluster(directory, network=self._internet)
         self._begun = False
-        self._relay: tuple[str, ...] = ()
-        self._ca: tuple[str, ...] = ()
 
     def open(self) -> None:
         """Builds it and starts the relay. What killed labs have left goes first. UsageError where it cannot be."""
@@ -177,27 +173,18 @@ class NatLab:
 
     def _build(self) -> None:
         cluster, net = self._cluster, self._internet
-        address = net.add("relay")
+        relay = cluster.add_relay("relay", RELAY)
         for name in BEHIND:
             net.add_lan(f"nat-{name}", "port-keeping", name)
-        authority = Authority(cluster.data("certificates"))
-        issued = authority.issue("relay", [address])
-        self._ca = ("--relay-ca", str(authority.file))
-        self._relay = ("--relay", f"https://{address}:{RELAY}")
-        cluster.add(
-            Member("relay", "relay", f"{address}:{HTTP}",
-                   ["relay", "--bind", f"{address}:{RELAY}", "--http", f"{address}:{HTTP}", "--open", "--json",
-                    "--tls-cert", str(issued.cert), "--tls-key", str(issued.key)])
-        )  # fmt: skip
         ticket = cluster.ticket("hub")
         caller = ["--watch", str(self._watch), "--seconds", str(self._seconds), "--inflight", str(self._inflight)]
         for name, command in {
             "hub": ["hub", "--open", "--name", "hub", "--bind", "0.0.0.0:0", "--http", "off", "--json",
-                    "--ticket-file", str(ticket), *self._relay],
+                    "--ticket-file", str(ticket), *relay],
             "server": ["serve", f"@{ticket}", "broker.lab.probe:app", "--json"],
             "caller": ["lab", "probe", f"@{ticket}", *caller],
         }.items():  # fmt: skip
-            cluster.add(Member(name, "hub" if name == "hub" else "spoke", "", [*command, *self._ca]))
+            cluster.add(Member(name, "hub" if name == "hub" else "spoke", "", [*command, *cluster.trusting]))
 
     def run(self, pair: Pair) -> None:
         """Once more, all of it anew. Raises Stopped."""
@@ -265,7 +252,13 @@ class NatLab:
 def parse_pair(text: str) -> tuple[Nat, Nat]:
     """``HUB_NAT/SPOKE_NAT``."""
     hub, slash, spoke = text.partition("/")
-    known = {str(nat): nat for nat in NATS}
-    if not slash or hub not in known or spoke not in known:
-        raise UsageError(f"{text!r} is not HUB_NAT/SPOKE_NAT; a NAT is one of {', '.join(NATS)}")
-    return known[hub], known[spoke]
+    if slash and {hub, spoke} <= set(NATS):
+        return parse_nat(hub), parse_nat(spoke)
+    raise UsageError(f"{text!r} is not HUB_NAT/SPOKE_NAT; a NAT is one of {', '.join(NATS)}")
+
+
+def parse_nat(text: str) -> Nat:
+    for nat in NATS:
+        if nat == text:
+            return nat
+    raise UsageError(f"{text!r} is no NAT; a NAT is one of {', '.join(NATS)}")

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from broker.errors import UsageError
 
@@ -54,6 +54,10 @@ class Network:
     ) -> None:
         self.prefix, self.subnet, self._bridge_space = prefix, subnet, f"{prefix}-{holder}"
         self.hosts: dict[str, int] = dict(hosts or {})
+
+    def state(self) -> dict[str, Any]:
+        """From which another process finds it again."""
+        return {"prefix": self.prefix, "subnet": self.subnet, "hosts": self.hosts}
 
     def address(self, host: str) -> str:
         return f"{self.subnet}.{self.hosts[host]}"

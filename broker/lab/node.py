@@ -19,6 +19,7 @@ from broker.cli.options import read_ticket
 from broker.errors import CallError, ConnectionLost, TicketError, Unreachable
 from broker.lab.host import READINGS, load, processors
 from broker.protocol.ticket import Ticket
+from broker.spoke.options import SpokeOptions
 from broker.spoke.spoke import Spoke
 
 __all__ = ["Load", "make_node", "replaced", "ticket_when_there", "topic_of", "work"]
@@ -44,9 +45,9 @@ def topic_of(name: str) -> str:
     return f"lab.{re.sub(r'[^A-Za-z0-9_-]', '-', name) or 'node'}.load"
 
 
-def make_node(name: str, secret: bytes | None = None) -> Spoke:
+def make_node(name: str, secret: bytes | None = None, *, relay_ca: Path | None = None) -> Spoke:
     """A spoke that offers READINGS; connected by whoever runs it."""
-    spoke = Spoke(name, secret=secret)
+    spoke = Spoke(name, secret=secret, options=SpokeOptions(relay_ca=relay_ca))
     for operation, reading in READINGS.items():
         spoke.offer(operation, _answer(reading), kind="query", description=reading.__doc__)
     return spoke

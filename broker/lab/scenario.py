@@ -16,16 +16,16 @@ FILE: Final = Path(__file__).with_name("scenarios.toml")
 ACTIONS: Final = {
     "kill": (), "stop": (), "start": (), "pause": (), "resume": (), "fill": (), "bad": (), "wait": (), "mend": (),
     "see": ("within",), "clock": ("by",), "cut": ("from_", "one_way"), "lose": ("percent",), "slow": ("kbit",),
-    "add": ("rate", "size"),
+    "add": ("rate", "size"), "rebind": (),
 }  # fmt: skip
 """What a step does, and what else it says."""
 BEGAN: Final = "$began"
 """In a `see`: when the scenario began, in Unix seconds. `METRIC @ $began` is what it was then."""
 ENDING: Final = ("kill", "stop", "clock")
 """Actions after which a process is another one."""
-AUTHORLESS: Final = ("hub1", "hub2", "hubs", "prometheus")
+AUTHORLESS: Final = ("hub1", "hub2", "hubs", "relay", "prometheus")
 """Members that publish nothing and check nothing."""
-LINKS: Final = ("cut", "lose", "slow", "mend")
+LINKS: Final = ("cut", "lose", "slow", "mend", "rebind")
 """Actions that need namespaces."""
 
 Strict = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -59,6 +59,7 @@ class Step(BaseModel):
     add: Annotated[int, Field(ge=1, le=100)] | None = None
     rate: float = Field(default=1, ge=0)
     size: int = Field(default=0, ge=0, le=900_000)
+    rebind: str | None = None
 
     @property
     def action(self) -> str:
@@ -86,7 +87,8 @@ def _whole_steps(value: Any) -> Any:
 
 
 class Scenario(BaseModel):
-    """``links``: it breaks links, so it needs namespaces. ``needs``: a program that must be installed."""
+    """``links``: it breaks links, so it needs namespaces. ``nat``: it is for a lab with routers and a relay, and for no
+    other. ``needs``: a program that must be installed."""
 
     model_config = Strict
 
@@ -95,12 +97,15 @@ class Scenario(BaseModel):
     steps: Annotated[tuple[Step, ...], BeforeValidator(_whole_steps)]
     verdict: Literal["whole", "told"] = "whole"
     links: bool = False
+    nat: bool = False
     needs: str | None = None
 
     @model_validator(mode="after")
     def _says_what_it_needs(self) -> Scenario:
         if self.links != any(step.action in LINKS for step in self.steps):
             raise ValueError("links = true is for scenarios that break links, and for no others")
+        if not self.nat and any(step.action == "rebind" for step in self.steps):
+            raise ValueError("only routers rebind: nat = true")
         if not any(step.action == "see" for step in self.steps):
             raise ValueError("nothing has to be seen: add a step with see")
         return self

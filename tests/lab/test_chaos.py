@@ -3,6 +3,7 @@ say no."""
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,7 @@ from broker.lab.scenario import Scenario, Step, scenarios
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
 IN_CI = ("kill-hub", "partition-halves", "loss-30", "bad-json", "clock-forward")
+BEHIND_NAT = ("relay-killed", "nat-forgets")
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,25 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.mark.parametrize("name", IN_CI)
 def test_a_scenario_ends_as_it_should(cluster: Cluster, name: str) -> None:
     judgement = Chaos(LabHands(cluster, 1), scenarios()[name], lambda _: None).run()
+    assert judgement.passed, "\n".join(judgement.row()["said"])
+
+
+@pytest.fixture(scope="module")
+def behind_nat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    directory = tmp_path_factory.mktemp("nat") / "lab"
+    cluster = build(directory, hubs=1, spokes=3, rate=10, size=0, calls=2, plain=False, nat=True)
+    try:
+        yield cluster
+    finally:
+        cluster.down()
+        assert cluster.network is not None
+        left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+        assert cluster.network.prefix not in left
+
+
+@pytest.mark.parametrize("name", BEHIND_NAT)
+def test_a_scenario_behind_nat_ends_as_it_should(behind_nat: Cluster, name: str) -> None:
+    judgement = Chaos(LabHands(behind_nat, 1), scenarios()[name], lambda _: None).run()
     assert judgement.passed, "\n".join(judgement.row()["said"])
 
 

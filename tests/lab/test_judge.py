@@ -74,10 +74,10 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
     monkeypatch.setattr(chaos, "SETTLE", 0.05)
     monkeypatch.setattr(chaos, "POLL", 0.005)
 
-    def run(other: Other, *, verdict: str = "whole", steps: tuple[Step, ...] = BREAKS) -> Judgement:
+    def run(other: Other, *, verdict: str = "whole", steps: tuple[Step, ...] = BREAKS, nat: bool = False) -> Judgement:
         hands = Hands()
         monkeypatch.setattr(chaos, "_query", Prometheus(hands, other))
-        scenario = Scenario.model_validate({"name": "n", "text": "t", "steps": steps, "verdict": verdict})
+        scenario = Scenario.model_validate({"name": "n", "text": "t", "steps": steps, "verdict": verdict, "nat": nat})
         return Chaos(hands, scenario, lambda _: None).run()
 
     return run
@@ -124,11 +124,26 @@ def test_told_is_judged_too(judge: Judge, wrong: Other) -> None:
     assert not judge(wrong, verdict="told").passed
 
 
+def test_behind_nat_all_must_be_on_direct_paths_again(judge: Judge) -> None:
+    on_a_relay: Other = {('(sum(broker_spokes_connected{path="direct"})', "after"): 0}
+    assert judge({}, nat=True).passed
+    assert not judge(on_a_relay, nat=True).passed
+    assert judge(on_a_relay).passed, "where there are no routers nobody asks"
+
+
 def test_counts_of_processes_that_began_anew_are_not_compared(judge: Judge) -> None:
     assert judge({("(abs(", "after"): 0}, steps=ENDS_THE_OBSERVER).passed
     known = scenarios()
     compared = {name for name, one in known.items() if one.same_authors}
-    assert {"kill-hub", "pause-observer", "loss-30", "bad-json", "prometheus-away", "clock-back"} <= compared
+    assert {
+        "kill-hub",
+        "pause-observer",
+        "loss-30",
+        "bad-json",
+        "prometheus-away",
+        "clock-back",
+        "relay-killed",
+    } <= compared
     assert not compared & {"kill-spoke", "kill-observer", "rolling-restart", "clock-forward", "flood", "joiners"}
 
 

@@ -13,7 +13,11 @@ import pytest
 
 from broker.errors import UsageError
 from broker.lab import cluster
-from broker.lab.cluster import Cluster
+from broker.lab.cluster import Cluster, Member
+from broker.lab.hands import LabHands
+from broker.lab.internet import Internet, Lan
+from broker.lab.network import Network
+from broker.lab.scenario import scenarios
 from tests.cli.processes import broker, rows
 from tests.cli.test_lab import until
 
@@ -103,3 +107,43 @@ def test_a_hub_that_gives_no_invite_in_time_is_named(tmp_path: Path, monkeypatch
     built.ticket("hub1").write_text("x")
     with pytest.raises(UsageError, match=r"gave no invite for hub2 within 0\.01 s; .*logs/hub1\.log says why"):
         built.invite("hub2")
+
+
+def test_a_lab_behind_nat_is_found_again_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "tickets").mkdir()
+    internet = Internet("bl000", "10.99.9")
+    internet.hosts.update(home=2, away=3, relay=4)
+    for router, host in (("home", "hub1"), ("away", "spoke1")):
+        internet.lans[router] = lan = Lan(internet, router)
+        lan.hosts[host] = 2
+    built = Cluster(tmp_path, network=internet)
+    built.trusting = ("--relay-ca", "ca.pem")
+    built.save()
+    found = Cluster.load(tmp_path)
+    assert found.internet is not None
+    assert found.trusting == built.trusting
+    assert found.internet.state() == internet.state()
+    assert found.internet.address("spoke1") == "192.168.3.2"
+    assert found.internet.routers(["spoke1", "relay"]) == ["away"]
+
+
+def test_scenarios_say_which_lab_they_are_for(tmp_path: Path) -> None:
+    known = scenarios()
+    for network, fits, not_this, why in (
+        (Internet("bl000", "10.99.9"), "direct-cut", "kill-both-hubs", "without routers, this one is --nat"),
+        (Network("bl000", "10.99.9"), "cut-hub", "direct-cut", "behind NAT: `broker lab up --nat` makes one"),
+    ):
+        built = Cluster(tmp_path, network=network)
+        built.members["prometheus"] = Member("prometheus", "prometheus", "127.0.0.1:1", [])
+        hands = LabHands(built, 1)
+        hands.check(known[fits])
+        with pytest.raises(UsageError, match=why):
+            hands.check(known[not_this])
+
+
+def test_a_lab_behind_nat_has_one_hub_and_is_not_plain(directory: Path) -> None:
+    plain = lab("up", "--nat", "--plain", "--dir", directory)
+    assert (plain.returncode, "--nat needs routers, --plain has none" in plain.stderr) == (2, True)
+    two = lab("up", "--nat", "--hubs", 2, "--dir", directory)
+    assert (two.returncode, "behind NAT there is one hub" in two.stderr) == (2, True)
+    assert not directory.exists()

@@ -37,6 +37,7 @@ def test_there_are_enough_and_each_sees_something() -> None:
         ('[{kill = "hub1"}]', "nothing has to be seen"),
         ('[{explode = "hub1"}]', "Extra inputs are not permitted"),
         ('[{cut = "hub1"}, {see = "up"}]', "links = true"),
+        ('[{rebind = "one"}, {see = "up"}]\nlinks = true', "only routers rebind: nat = true"),
         ('[{wait = 1000}, {see = "up"}]', "less than or equal to 60"),
         ('[{bad = "manners"}, {see = "up"}]', "'json', 'words' or 'answers'"),
     ],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from broker.lab.authority import LIFE, issued_once
 from broker.lab.internet import sweep
 from broker.lab.nat import Pair, Run, expected, parse_pair
 from tests.cli.processes import COMMAND, ROOT, Running, broker, environment, rows
@@ -104,3 +106,23 @@ def test_it_leaves_nothing_when_it_is_interrupted(tmp_path: Path, number: signal
         assert len(_spaces(prefix)) == 8
         sweep()
     assert not _spaces(prefix)
+
+
+def test_no_network_but_a_containers_own_becomes_a_router() -> None:
+    """A host that nobody knows: without the refusal it would be the one that is missed, and nothing more."""
+    done = broker("lab", "router", "nobody.invalid", "--nat", "symmetric")
+    assert (done.returncode, "a router is a container of its own" in done.stderr) == (2, True)
+
+
+def test_a_certificate_stays_until_it_is_for_another_host_or_old(tmp_path: Path) -> None:
+    def made(host: str) -> tuple[bytes, bytes]:
+        issued = issued_once(tmp_path, "relay", [host])
+        return issued.cert.read_bytes(), (tmp_path / "ca.pem").read_bytes()
+
+    first = made("192.0.2.1")
+    assert made("192.0.2.1") == first
+    second = made("192.0.2.2")
+    assert not set(second) & set(first)
+    old = (tmp_path / "relay.pem").stat().st_mtime - LIFE.total_seconds() / 2
+    os.utime(tmp_path / "relay.pem", (old, old))
+    assert not set(made("192.0.2.2")) & set(second)
