@@ -22,6 +22,7 @@ from typing import Annotated, Final, Literal, Self
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -140,6 +141,7 @@ class RelayServer:
             )
         registry = CollectorRegistry()
         registry.register(RelayCollector(self._relay))
+        ProcessCollector(registry=registry)
         watching = asyncio.create_task(self._watch(certificate, admitted), name="broker-relay-files")
         self._stack.push_async_callback(_cancelled, watching)
         if config.http:

@@ -63,8 +63,8 @@ def _number(_panel: Panel) -> stat.Panel:
 def _draw(panel: Panel) -> stat.Panel | timeseries.Panel:
     drawn = _number(panel) if panel.kind == "stat" else _series(panel)
     drawn = drawn.title(panel.title).datasource(SOURCE).unit(panel.unit).span(panel.width)
-    drawn = drawn.thresholds(_thresholds(panel)).no_value(panel.empty or "no data")
-    if text := "\n\n".join(filter(None, [panel.text, panel.empty and f"May be empty: {panel.empty}."])):
+    drawn = drawn.thresholds(_thresholds(panel)).no_value(panel.nothing or "no data")
+    if text := "\n\n".join(filter(None, [panel.text, panel.nothing and f"May be empty: {panel.nothing}."])):
         drawn = drawn.description(text)
     for target in _targets(panel):
         drawn = drawn.with_target(target)
@@ -79,7 +79,7 @@ def _variable(name: str, metric: str) -> builders.QueryVariable:
 def _restarts() -> builders.AnnotationQuery:
     """A line wherever a process began anew, however long it was away: where its start is new, not where it changes."""
     query = builders.AnnotationQuery().name("restarts").datasource(SOURCE).enable(True).icon_color("purple")
-    return query.expr('process_start_time_seconds{job=~"hub|spoke|observer"} > time() - 5')
+    return query.expr('process_start_time_seconds{job=~"hub|spoke|observer|relay"} > time() - 5')
 
 
 def _chaos() -> builders.AnnotationQuery:

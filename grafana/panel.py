@@ -11,7 +11,8 @@ __all__ = ["Board", "Panel"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
     """One picture. ``queries`` are legend: expression; ``warn`` and ``bad`` colour a value from there on. ``empty``
-    says why nothing may be there while all is well; without it, nothing there is a fault. ``width``: of 24."""
+    says why nothing may be there while all is well; without it, nothing there is a fault. ``profile``: the one of
+    docker-compose.yml with which alone there is something. ``width``: of 24."""
 
     title: str
     unit: str
@@ -22,9 +23,15 @@ class Panel:
     bad: float | None = None
     text: str = ""
     empty: str = ""
+    profile: str = ""
     stacked: bool = False
     exemplars: bool = False
     """Single calls are marked, with their ids."""
+
+    @property
+    def nothing(self) -> str:
+        """Why there may be nothing; no word, and there must be something."""
+        return self.empty or (self.profile and f"there is none without the profile {self.profile}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -164,7 +164,7 @@ def _series(axes: Any, panel: Panel, prometheus: Prometheus, start: float, end: 
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if not found:
-        axes.text(0.5, 0.5, panel.empty or "no data", transform=axes.transAxes, ha="center", va="center", color=PALE)
+        axes.text(0.5, 0.5, panel.nothing or "no data", transform=axes.transAxes, ha="center", va="center", color=PALE)
         axes.set_yticks([])
         return
     if panel.stacked:

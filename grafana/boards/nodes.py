@@ -32,6 +32,96 @@ NODES: Final = Board(
                 queries={"{{job}} {{direction}}": "sum by (job, direction) (rate(broker_relay_bytes_total[30s]))"},
             ),
         ],
+        "Relays and NAT": [
+            Panel(
+                title="Paths of each hub's spokes",
+                unit="none",
+                stacked=True,
+                queries={
+                    "{{instance}} {{path}}": "sum by (instance, path) (broker_spokes_connected)",
+                },
+                text="Behind NAT all begin by way of a relay. Who stays on it is behind routers that draw ports, or has"
+                " no UDP.",
+            ),
+            Panel(
+                title="Changes of path",
+                unit="cps",
+                queries={
+                    "{{job}} to {{to}}": "sum by (job, to) (rate(broker_path_changes_total[30s]))",
+                },
+                text="After a connection's first message. Each has two ends, and both are counted.",
+            ),
+            Panel(
+                title="Holes tried, relays reached and lost",
+                unit="cps",
+                queries={
+                    "{{job}} holes": "sum by (job) (rate(broker_holepunch_attempts_total[30s]))",
+                    "{{job}} reached": "sum by (job) (rate(broker_relay_connects_total[30s]))",
+                    "{{job}} lost": "sum by (job) (rate(broker_relay_disconnects_total[30s]))",
+                    "{{job}} not reached": "sum by (job) (rate(broker_relay_connects_failed_total[30s]))",
+                },
+            ),
+            Panel(
+                title="Hubs reachable by relay",
+                unit="none",
+                profile="nat",
+                queries={
+                    "{{instance}} {{relay}}": "broker_relay_reachable",
+                    "{{instance}} home {{relay}}": "broker_relay_home",
+                },
+                text="1: the hub's probe of itself came through. Nothing where that is not known.",
+            ),
+            Panel(
+                title="Probes",
+                unit="cps",
+                profile="nat",
+                queries={
+                    "{{instance}} {{outcome}}": "sum by (instance, outcome) (rate(broker_relay_probes_total[30s]))",
+                    "{{instance}} moves": "rate(broker_relay_moves_total[30s])",
+                    "{{instance}} renewals": "rate(broker_relay_renewals_total[30s])",
+                },
+            ),
+            Panel(
+                title="Time of a probe",
+                unit="s",
+                profile="nat",
+                warn=1,
+                bad=2,
+                queries={"{{instance}}": "broker_relay_probe_seconds"},
+                text="From the hub through its relay back to itself. After 2 s it is given up.",
+            ),
+            Panel(
+                title="Who uses the relay",
+                unit="none",
+                profile="nat",
+                queries={
+                    "{{instance}} NodeIds": "broker_relay_server_clients",
+                    "{{instance}} connections": "broker_relay_server_connections",
+                },
+            ),
+            Panel(
+                title="What the relay passes on",
+                unit="Bps",
+                profile="nat",
+                queries={
+                    "{{instance}} {{direction}}": "sum by (instance, direction)"
+                    " (rate(broker_relay_server_bytes_total[30s]))"
+                },
+            ),
+            Panel(
+                title="Let in, refused, dropped",
+                unit="cps",
+                profile="nat",
+                warn=0.2,
+                queries={
+                    "let in": "sum(rate(broker_relay_server_accepted_total[30s]))",
+                    "refused": "sum(rate(broker_relay_server_refused_total[30s]))",
+                    "cut off": "sum(rate(broker_relay_server_cut_total[30s]))",
+                    "packets dropped": "sum(rate(broker_relay_server_packets_dropped_total[30s]))",
+                },
+                text="Packets are dropped whose NodeId is not there.",
+            ),
+        ],
         "The network": [
             Panel(
                 title="Round trips of the hubs' connections",
