@@ -30,6 +30,9 @@ __all__ = ["SETTLE", "Chaos", "Hands", "Judgement", "Stopped", "Watch", "busiest
 POLL: Final = 0.25
 SETTLE: Final = 60.0
 """Seconds in which everything must be well again."""
+DIRECT: Final = 150.0
+"""Seconds in which all must have a direct path: iroh looks for one every minute (its UPGRADE_INTERVAL), and in vain as
+long as it does not know of a new port."""
 COUNTS: Final = {
     "lost": "broker_observer_events_lost_total",
     "unknown": 'broker_observer_sequences{verdict="unknown"}',
@@ -225,7 +228,7 @@ class Chaos:
         # Who was killed is counted until its hub has missed it, and must not be in what is compared with later.
         self.see(f"(sum(broker_spokes_connected) == {connected})", SETTLE)
         if self._scenario.nat:
-            self.see(f'(sum(broker_spokes_connected{{path="direct"}}) == {connected})', SETTLE)
+            self.see(f'(sum(broker_spokes_connected{{path="direct"}}) == {connected})', DIRECT)
         self.see("sum(rate(broker_observer_events_received_total[5s])) > 0", SETTLE)
         self.note(f"traffic flows {when}")
 

@@ -16,7 +16,7 @@ from broker.lab.scenario import Scenario, Step, scenarios
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
 IN_CI = ("kill-hub", "partition-halves", "loss-30", "bad-json", "clock-forward")
-BEHIND_NAT = ("relay-killed", "nat-forgets")
+BEHIND_NAT = ("relay-killed",)
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,7 @@ ENDS_THE_OBSERVER = (Step(kill="observer"), Step(see=SEEN, within=0.05))
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
     monkeypatch.setattr(chaos, "SETTLE", 0.05)
+    monkeypatch.setattr(chaos, "DIRECT", 0.05)
     monkeypatch.setattr(chaos, "POLL", 0.005)
 
     def run(other: Other, *, verdict: str = "whole", steps: tuple[Step, ...] = BREAKS, nat: bool = False) -> Judgement:
