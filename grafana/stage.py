@@ -107,9 +107,11 @@ def stage(directory: Path, seconds: float) -> Iterator[tuple[Prometheus, float, 
 def _cluster(directory: Path) -> Cluster:
     cluster = Cluster(directory, network=None)
     cluster.begin()
-    cluster.add_hub("hub1")
+    relay = cluster.add_relay("relay")
+    cluster.start("relay")
+    cluster.add_hub("hub1", *relay)
     cluster.start("hub1")
-    cluster.add_hub("hub2", "--join", f"@{cluster.invite('hub2')}")
+    cluster.add_hub("hub2", "--join", f"@{cluster.invite('hub2')}", *relay)
     for number in range(1, SPOKES + 1):
         cluster.add_node(f"spoke{number}", "hub1", rate=EVENTS, size=0, calls=CALLS)
     cluster.add_observer("observer", "hub1")
@@ -125,7 +127,7 @@ def _prometheus(program: str, directory: Path) -> Iterator[Prometheus]:
     cluster = Cluster.load(directory)
     rows = [
         {"targets": [one.http], "labels": {"job": one.role, "instance": one.name}}
-        for one in cluster.of("hub", "spoke", "observer")
+        for one in cluster.of("hub", "spoke", "observer", "relay")
     ]
     targets.write_text(json.dumps(rows))
     every = {"scrape_interval": SCRAPES, "scrape_timeout": SCRAPES, "evaluation_interval": SCRAPES}
