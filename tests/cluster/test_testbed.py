@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -76,16 +77,22 @@ def test_the_hubs_are_one_realm(testbed: Testbed) -> None:
 
 def test_every_panel_shows_something(testbed: Testbed) -> None:
     """Each expression of each dashboard, on this Prometheus. What may be empty says why (grafana/boards/)."""
+    _all_show(testbed, "")
+
+
+def _all_show(bed: Testbed, profile: str) -> None:
+    """The panels for which this profile is needed; no word: those for which none is."""
     wanted: dict[tuple[str, ...], str] = {
         (board.title, panel.title, legend): re.sub(r"\$\w+", ".*", expression)
         for board in BOARDS
         for panels in board.rows.values()
         for panel in panels
         for legend, expression in panel.queries.items()
-        if not panel.empty
+        if not panel.empty and panel.profile == profile
     }
+    assert wanted
     # A share of two rates has no value in an interval without events: each must have one at some time.
-    until(lambda: not _drop(wanted, testbed), ("panels that show nothing", wanted))
+    until(lambda: not _drop(wanted, bed), ("panels that show nothing", wanted))
 
 
 def _drop(wanted: dict[tuple[str, ...], str], bed: Testbed) -> dict[tuple[str, ...], str]:
@@ -132,6 +139,39 @@ def test_the_chaos_profile_breaks_hubs_and_says_so(testbed: Testbed) -> None:
     testbed.compose("--profile", "chaos", "stop", "chaos1", "chaos2")
     until(lambda: not testbed.query('up{job="chaos"}'), "whoever broke things is gone from Prometheus")
     until(lambda: testbed.value("min(broker_spoke_connected)") == 1, "what it broke is whole again")
+
+
+AWAY = 3
+"""Nodes behind the second router: two spokes and their observer."""
+
+
+def _paths(bed: Testbed, path: str) -> float:
+    """Spokes of the hub behind NAT that are on it."""
+    return bed.value(f'sum(broker_spokes_connected{{node="home-hub", path="{path}"}})')
+
+
+def _flows_through_nat(bed: Testbed) -> None:
+    received = 'sum(broker_observer_events_received_total{node="away-observer"})'
+    answered = 'sum(broker_calls_total{node="home-hub", code="OK"})'
+    before = bed.known(received), bed.known(answered)
+    until(lambda: bed.value(received) > before[0] + 20 and bed.value(answered) > before[1] + 2, "traffic through NAT")
+    assert bed.value('sum(broker_observer_events_lost_total{node="away-observer"})') == 0
+
+
+def test_behind_nat_the_relay_brings_spokes_to_their_hub_and_routers_decide_the_path(testbed: Testbed) -> None:
+    testbed.up_nat()
+    up = 'count(up{job="relay"} == 1) + count(up{node="home-hub"} == 1) + count(up{node=~"away-.*"} == 1)'
+    until(lambda: testbed.value(up) == 2 + AWAY, "relay, hub and nodes are up in Prometheus")
+    until(lambda: testbed.value('min(broker_relay_reachable{node="home-hub"})') == 1, "the hub is reached by its relay")
+    until(lambda: _paths(testbed, "direct") == AWAY, "all have a direct path, which they cannot begin with")
+    _flows_through_nat(testbed)
+    _all_show(testbed, "nat")
+    testbed.up_nat(AWAY_NAT="symmetric")
+    until(lambda: _paths(testbed, "relay") == AWAY, "all are on the relay")
+    _flows_through_nat(testbed)
+    assert math.isnan(_paths(testbed, "direct")), "through such a router no hole can be punched"
+    testbed.down_nat()
+    until(lambda: not testbed.query('up{job="relay"}'), "the relay is gone from Prometheus")
 
 
 def test_containers_have_no_rights_they_do_not_need(testbed: Testbed) -> None:

@@ -24,6 +24,8 @@ ROOT: Final = Path(__file__).parents[2]
 IMAGES: Final = Path(__file__).with_name("images.sh")
 SERVICES: Final = ("hub1", "invite", "hub2", "spoke", "observer", "prometheus")
 """Without grafana, of which there is no image where nothing can be pulled."""
+BEHIND_NAT: Final = ("relay", "home-router", "away-router", "home-hub", "away-spoke", "away-observer")
+"""Of the profile nat."""
 BUILD_TIMEOUT: Final = 900.0
 PATIENCE: Final = 120.0
 """Seconds for a condition of the whole testbed to come true."""
@@ -89,6 +91,7 @@ class Testbed:
             "HUB_PORT": str(free_port()),
             "GRAFANA_PORT": str(free_port()),
             "SPOKES": "3",
+            "AWAY_SPOKES": "2",
             "CHAOS_REST": "0",
             "CHAOS_SCENARIOS": "kill-hub pause-hub",
         }
@@ -106,8 +109,18 @@ class Testbed:
     def up(self, *, spokes: int) -> None:
         self.compose("up", "-d", "--no-build", "--scale", f"spoke={spokes}", *SERVICES)
 
+    def up_nat(self, **variables: str) -> None:
+        """The profile `nat` beside what is up. Who is behind a router finds the way to it at its own start."""
+        self.env |= variables
+        self.compose("--profile", "nat", "up", "-d", "--no-build", "--force-recreate", *BEHIND_NAT)
+
+    def down_nat(self) -> None:
+        self.compose("--profile", "nat", "rm", "--stop", "--force", "-v", *BEHIND_NAT)
+
     def down(self) -> None:
-        self.compose("--profile", "chaos", "down", "--volumes", "--remove-orphans", "--timeout", "5")
+        self.compose(
+            "--profile", "chaos", "--profile", "nat", "down", "--volumes", "--remove-orphans", "--timeout", "5"
+        )
         images = self.env["BROKER_IMAGE"], self.env["TOOLS_IMAGE"]
         subprocess.run(["docker", "image", "rm", *images], capture_output=True, check=False)
 
