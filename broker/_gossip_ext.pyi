@@ -278,6 +278,11 @@ class Endpoint:
     def stats(self, conn: int) -> ConnectionStats | None:
         """None when the connection is gone."""
 
+    def paths(self, conn: int) -> list[tuple[str, bool, int]]:
+        """The open paths of a connection: what QUIC calls each, whether it is by relay, and the datagrams that have
+        come over it: one every third of ``idle_timeout`` at least, as long as it brings anything through. Empty when
+        the connection is gone."""
+
     def queued(self) -> list[tuple[int, int]]:
         """(conn, queued bytes) of every connection that has any."""
 
@@ -327,7 +332,8 @@ class Endpoint:
         protocols),
         udp_datagrams_in, udp_batches_in (received with one system call), holepunch_attempts, relay_connects,
         relay_connects_failed, relay_disconnects, relay_bytes_in, relay_bytes_out, direct_bytes_in,
-        direct_bytes_out, paths_to_direct, paths_to_relay (framed connections that went over), gossip_dials_failed,
+        direct_bytes_out, paths_to_direct, paths_to_relay (framed connections that went over), relay_cut (framed ones
+        ended because the relay that they went over was gone and there was another), gossip_dials_failed,
         gossip_cut (connections of removed, denied or shunned peers),
         gossip_stalled (of peers that took nothing for seconds and held up all others: 38), gossip_unused; refusals on
         ``/iroh-gossip/1`` count as refused_not_admitted and refused_banned too.

@@ -44,6 +44,10 @@ COUNTERS: Final = {
     "relay_connects": ("relay_connects", "Connections to relays that were made."),
     "relay_connects_failed": ("relay_connects_failed", "Attempts to reach a relay that came to nothing."),
     "relay_disconnects": ("relay_disconnects", "Connections to relays that have ended."),
+    "relay_cut_connections": (
+        "relay_cut",
+        "Connections ended because the relay that they went over was gone and there was another.",
+    ),
     "gossip_dials_failed": ("gossip_dials_failed", "Dials to peers for gossip that came to nothing."),
 }
 """Name of the metric: name of the counter, text."""

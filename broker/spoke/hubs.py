@@ -47,7 +47,9 @@ class KnownHubs:
         given = list(self._hubs.values())[turn % len(self._hubs)]
         known = self._book.find(given.node_id) or given
         addrs = tuple(dict.fromkeys((*known.addrs, *given.addrs)))
-        return Ticket(given.node_id, addrs, known.relays or given.relays)
+        # A hub tells of one relay, its home. When that one fails it is at another of its ticket's.
+        relays = tuple(dict.fromkeys((*known.relays, *given.relays)))
+        return Ticket(given.node_id, addrs, relays)
 
     def realm(self, detail: Any) -> None:
         """The hub tells where the realm's other hubs are."""

@@ -21,6 +21,7 @@ use crate::hub::{ALPN, Core, Framed, Options};
 use crate::inbox::Inbox;
 use crate::metrics::Counters;
 use crate::reach::{Answers, PROBE};
+use crate::relay_loss;
 use crate::relays::{self, Authorities, Relays};
 use crate::watchdog;
 
@@ -193,6 +194,7 @@ pub async fn bind(settings: Settings) -> Result<(Arc<Core>, Router)> {
     }
     if relays.is_some() {
         router = router.accept(PROBE, Answers);
+        tokio::spawn(relay_loss::run(Arc::downgrade(&core)));
     }
     let router = if settings.accept {
         router.accept(ALPN, Framed(core.clone()))

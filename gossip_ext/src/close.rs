@@ -107,6 +107,11 @@ pub fn stalled(silent: Duration) -> Close {
     )
 }
 
+/// The relay that brought everything is gone, and there are others.
+pub fn relay_lost(why: &str) -> Close {
+    Close::new(NORMAL, why)
+}
+
 /// A frame against the rules.
 pub fn bad_frame(fault: Fault) -> Close {
     match fault {

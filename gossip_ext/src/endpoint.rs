@@ -239,8 +239,8 @@ impl Endpoint {
     #[pyo3(signature = (url, timeout))]
     fn probe(&self, url: &str, timeout: f64) -> Result<()> {
         let limit = seconds("timeout", timeout)?;
-        self.with_relays(url, move |relays, _, url| async move {
-            relays.probe(url, limit).await;
+        self.with_relays(url, move |relays, endpoint, url| async move {
+            relays.probe(&endpoint, url, limit).await;
         })
     }
 
@@ -351,6 +351,21 @@ impl Endpoint {
         self.core
             .link(conn)
             .map(|link| ConnectionStats::read(&link))
+    }
+
+    fn paths(&self, conn: u64) -> Vec<(String, bool, u64)> {
+        let Some(link) = self.core.link(conn) else {
+            return Vec::new();
+        };
+        let paths = link.quic.paths();
+        let told = paths.iter().map(|path| {
+            (
+                path.id().to_string(),
+                path.is_relay(),
+                path.stats().udp_rx.datagrams,
+            )
+        });
+        told.collect()
     }
 
     fn queued(&self) -> Vec<(u64, usize)> {

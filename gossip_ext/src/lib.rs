@@ -32,6 +32,7 @@ mod reach;
 mod receive;
 mod relay;
 mod relay_access;
+mod relay_loss;
 mod relays;
 mod run;
 mod runtime;

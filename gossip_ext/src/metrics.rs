@@ -83,6 +83,8 @@ counters! {
         paths_to_direct,
         /// Connections that went over from a direct path to a relay.
         paths_to_relay,
+        /// Connections ended because the relay that they went over was gone, and there was another.
+        relay_cut,
         /// Datagrams not sent because QUIC holds as many as it may of that connection.
         datagrams_full,
         /// Datagrams not sent because they were above the limit of that connection's path.

@@ -83,8 +83,8 @@ impl Prober {
         result.take()
     }
 
-    /// Dials its owner through this relay.
-    pub async fn probe(self: Arc<Self>, url: RelayUrl, limit: Duration) {
+    /// Dials its owner through this relay. Whether that came through.
+    pub async fn probe(self: Arc<Self>, url: RelayUrl, limit: Duration) -> bool {
         let began = Instant::now();
         let (kind, message) = match self.reaches(&url, limit).await {
             Ok(()) => ("ok", String::new()),
@@ -100,6 +100,7 @@ impl Prober {
         };
         let mut result = self.result.lock().unwrap_or_else(PoisonError::into_inner);
         *result = Some(probed);
+        kind == "ok"
     }
 
     async fn reaches(&self, url: &RelayUrl, limit: Duration) -> std::result::Result<(), String> {

@@ -16,7 +16,10 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use crate::error::{Error, Result};
-use crate::reach::{Probed, Prober};
+use crate::reach::{PROBE, Probed, Prober};
+
+/// For the one packet that makes iroh connect to a relay.
+const TOUCH: Duration = Duration::from_millis(500);
 
 /// The UDP port at which a relay tells who asks by QUIC what its public address is: the URL's own port, so that a relay
 /// needs one port; iroh's for a URL without. `None` without TLS, since QUIC has none either then.
@@ -204,9 +207,26 @@ impl Relays {
         (!found.is_empty()).then(|| found.join("; "))
     }
 
-    /// Begins a probe.
-    pub async fn probe(&self, url: RelayUrl, limit: Duration) {
-        self.prober.clone().probe(plain(&url), limit).await;
+    /// Begins a probe. When it does not come through, this endpoint is soon there at its other relays.
+    pub async fn probe(&self, endpoint: &iroh::Endpoint, url: RelayUrl, limit: Duration) {
+        let url = plain(&url);
+        if !self.prober.clone().probe(url.clone(), limit).await {
+            let others = self.urls().into_iter().filter(|other| *other != url);
+            self.touch(endpoint, others.collect());
+        }
+    }
+
+    /// Connects to these relays, if it is not yet, for a minute: iroh connects to one when something is to be sent there.
+    /// It is for a NodeId that nobody has: what is for one that was heard of at another relay would go there.
+    pub fn touch(&self, endpoint: &iroh::Endpoint, urls: Vec<RelayUrl>) {
+        for url in urls {
+            let place = TransportAddr::Relay(self.current(&url));
+            let nobody = EndpointAddr::from_parts(SecretKey::generate().public(), [place]);
+            let endpoint = endpoint.clone();
+            tokio::spawn(async move {
+                let _ = tokio::time::timeout(TOUCH, endpoint.connect(nobody, PROBE)).await;
+            });
+        }
     }
 
     /// What the last probe found, once.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
 import pytest
 
 from broker import Hub, Spoke
+from broker.config_values import relay_url
 from broker.errors import CallError
 from broker.hub.relay_watch import RelayWatch
 from tests.relay.stage import Stage, by_relay, valve
@@ -99,8 +101,7 @@ async def two(stage: Stage) -> AsyncIterator[tuple[Any, Any, Hub]]:
 async def test_of_two_relays_one_that_falls_silent_is_left(stage: Stage) -> None:
     async with two(stage) as (at_home, other, hub):
         at_home.shut()
-        await until(lambda: states(hub)[other.url]["reachable"], NOTICED)
-        assert home(hub) == other.url
+        await until(lambda: home(hub) == other.url and states(hub)[other.url]["reachable"], NOTICED)
         assert states(hub)[at_home.url]["reachable"] is False
         assert Numbers(hub)("relay_moves_total") == 1
 
@@ -130,6 +131,26 @@ async def test_of_two_relays_one_is_enough_for_ever(stage: Stage) -> None:
             async with spokes(by_relay(hub), "asks", options=stage.apart) as (asks,):
                 await answered(asks)
             assert home(hub) == lasting.url
+
+
+async def test_who_goes_by_a_relay_that_dies_is_at_once_on_another(stage: Stage) -> None:
+    """Long before any connection is dead of silence: neither the hub nor the spokes wait for that here."""
+    patient = replace(stage.apart, idle_timeout=NOTICED)
+    async with (
+        stage.relay() as first,
+        stage.relay() as second,
+        stage.hub(first.url, second.url, limits={"idle_timeout": NOTICED}) as hub,
+    ):
+        await reachable(hub)
+        dies = first if home(hub) == relay_url(first.url) else second
+        async with (
+            serving(by_relay(hub), "far", options=patient, echo=lambda text: text) as far,
+            spokes(by_relay(hub), "asks", options=patient) as (asks,),
+        ):
+            await asyncio.to_thread(dies.relay.close)
+            await until(lambda: far._link.connects > 1 and asks._link.connects > 1, ANSWER)
+            assert await asks.call("echo", {"text": "on"}, timeout=ANSWER) == "on"
+            assert Numbers(hub)("relay_cut_connections_total") == 2
 
 
 async def test_the_only_relay_that_falls_silent_is_seen_and_used_again_when_it_speaks(stage: Stage) -> None:

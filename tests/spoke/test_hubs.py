@@ -31,6 +31,13 @@ def test_what_a_hub_tells_is_tried_first_and_the_tickets_own_addresses_stay() ->
     assert (hubs.invite_for(HUB), hubs.invite_for(OTHER)) == ("s", None)
 
 
+def test_the_relays_of_the_ticket_are_tried_after_the_one_that_the_hub_was_at() -> None:
+    hubs = KnownHubs(None)
+    hubs.given(Ticket(HUB, (), ("https://one.test/", "https://two.test/")))
+    hubs.registered(HUB, Registration(relays=("https://two.test/",)), None)
+    assert hubs.nth(0).relays == ("https://two.test/", "https://one.test/")
+
+
 def test_a_stranger_is_not_remembered_and_nonsense_changes_nothing() -> None:
     hubs = KnownHubs(None)
     hubs.given(Ticket(HUB, ("10.0.0.1:1",)))
