@@ -18,15 +18,7 @@ from typing import Any
 
 from broker import _gossip_ext as ext
 from broker.border import SwarmHandler, attach, explain
-from broker.errors import (
-    Closed,
-    ConnectError,
-    ConnectionLost,
-    EventTooLarge,
-    FrameError,
-    Refused,
-    Unreachable,
-)
+from broker.errors import Closed, ConnectError, ConnectionLost, EventTooLarge, FrameError, Refused, Unreachable
 from broker.protocol.codec import Message, decode, encode
 from broker.protocol.named import Named
 from broker.protocol.registration import parse
@@ -49,14 +41,11 @@ BACKLOG_BYTES = 8 * 1024 * 1024
 INBOX_BYTES = 131_072
 """Read ahead of the program. Some hundred events: more leave the processor's cache before they are read (measured with
 INBOXES_A_TURN of loop.py: 2.9 us of a subscriber's CPU an event beside 2.2). QUIC's windows hold the rest."""
-
 REGISTER_TIMEOUT = 10.0
 """A hub that took the connection says hub.register within this time, or the connection counts as failed."""
-
 STABLE = 5.0
 """Seconds a connection has to last to count as good. One that fails as soon as it is there is not dialled again at the
 first, shortest wait over and over."""
-
 TRY_ONE = 3.0
 """Seconds for one hub to answer, where there are others to go to."""
 HURRIED = 3.0
@@ -136,6 +125,10 @@ class Link:
         """From now on there is a connection to the ticket's hub, as far as the network lets."""
         self.hubs.given(ticket)
         self._keeper = asyncio.create_task(self._keep(), name="broker-link")
+
+    @property
+    def conn(self) -> int | None:
+        return self._conn
 
     @property
     def up(self) -> bool:
@@ -254,6 +247,13 @@ class Link:
         if self._conn is not None and self.endpoint is not None:
             log.warning("the hub broke the protocol: %s", error)
             self.endpoint.close_connection(self._conn, error.close_code, str(error))
+
+    def leave(self, reason: str) -> None:
+        """Ends the connection, without waiting for its end."""
+        if self._conn is not None and self.endpoint is not None:
+            self.endpoint.close_connection(self._conn, CloseCode.NORMAL, reason)
+            self._failure = ConnectionLost(f"the connection to the hub was left: {reason}")
+            self._forget()
 
     def stats(self) -> ext.ConnectionStats | None:
         return self.endpoint.stats(self._conn) if self.endpoint is not None and self._conn is not None else None
@@ -442,9 +442,7 @@ class Link:
                 while self._conn is not None and not self._registered:
                     await self._changed()
         except TimeoutError:
-            if self._conn is not None:
-                self.endpoint.close_connection(self._conn, CloseCode.NORMAL, "no hub.register in time")
-                self._forget()
+            self.leave("no hub.register in time")
             self._failure = Unreachable("the hub took the connection and then said nothing")
             self._token = -1
         return self._registered

@@ -1,8 +1,7 @@
 """A spoke: offers operations, asks for others', publishes and subscribes, over one connection that it keeps alive.
 
-This file joins the parts and is what a program holds; each part has a file of its own: link (the connection), calls
-(asking), answers (answering), directs (connections with other spokes), publisher and subscriptions (topics), operations
-(typed functions).
+This file joins the parts and is what a program holds. Each has its own file: link (the connection), calls (asking),
+answers, directs (connections with other spokes), publisher and subscriptions (topics), operations (typed functions).
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from broker.spoke.operations import Call, Handler, Kind, Offer, plain, typed
 from broker.spoke.options import SpokeOptions
 from broker.spoke.publisher import Published, Publisher
 from broker.spoke.repairs import Repairs
+from broker.spoke.stall import StallWatch
 from broker.spoke.subscription import Policy, Since, Subscription
 from broker.spoke.subscriptions import Subscriptions
 from broker.spoke.swarms import JOIN_TIMEOUT, Swarms
@@ -202,6 +202,7 @@ class Spoke:
             asyncio.create_task(self._listen(pattern, listener), name=f"broker-on-{pattern}")
             for pattern, listener in self._listeners
         ]
+        self._listening.append(asyncio.create_task(StallWatch(self._link, self.options.idle_timeout).run()))
 
     async def run(self, ticket: str | Ticket) -> None:
         """Serves until :meth:`close`; connects again for ever. Raises Refused when the hub will not have this spoke."""
