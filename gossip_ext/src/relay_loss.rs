@@ -1,7 +1,7 @@
 //! What iroh does not see to when a relay dies: it goes on queueing what is for that relay, nobody takes it out while the
-//! relay refuses connections, and at 65 packets the queue holds up what is for all other relays too, for up to a minute
-//! (docs/decisions/0008). So who has another relay ends its connections over the dead one before they fill the queue, and is
-//! there on the others at once. Not here: which relay is home after that, and who dials.
+//! relay refuses connections, and 65 packets hold up what is for all other relays too, for a minute and more
+//! (docs/decisions/0008). So who has another relay ends its connections over the dead one before they fill the queue, and
+//! is there on the others at once. Not here: which relay is home after that, and who dials.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};

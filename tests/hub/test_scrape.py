@@ -37,6 +37,7 @@ EXTENSION = {
     *("broker_gossip_messages", "broker_gossip_message_bytes", "broker_gossip_neighbour_changes"),
     *("broker_gossip_connections_ended", "broker_gossip_dials_failed"),
     *("broker_relay_connects", "broker_relay_connects_failed", "broker_relay_disconnects"),
+    "broker_relay_cut_connections",
     *("broker_holepunch_attempts", "broker_tokio_workers", "broker_tokio_alive_tasks", "broker_tokio_queue_depth"),
     *("broker_tokio_busy_seconds", "broker_tokio_parks"),
 }

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.timeout(240)
 NOTICED = 60.0
 """Patience with a busy machine, not the promise: that it takes 10 s is shown in virtual time (test_reachability.py)."""
 ANSWER = 30.0
+FILLS = 5.0
+"""Seconds in which 40 connections fill iroh's queue for a relay that is gone. Nothing tells when."""
 
 
 def watch_of(hub: Hub) -> RelayWatch:
@@ -104,6 +106,26 @@ async def test_of_two_relays_one_that_falls_silent_is_left(stage: Stage) -> None
         await until(lambda: home(hub) == other.url and states(hub)[other.url]["reachable"], NOTICED)
         assert states(hub)[at_home.url]["reachable"] is False
         assert Numbers(hub)("relay_moves_total") == 1
+
+
+@pytest.mark.unmet
+async def test_a_hub_whose_spokes_are_direct_is_reached_through_the_other_relay(stage: Stage) -> None:
+    """For over 75 s it was not (2026-11-29): what those spokes' paths by the dead relay send fills iroh's queue for it,
+    and that holds up what is for the other relay (docs/decisions/0008)."""
+    names = [f"direct{number}" for number in range(40)]
+    async with (
+        stage.relay() as first,
+        stage.relay() as second,
+        stage.hub(first.url, second.url) as hub,
+        spokes(by_relay(hub), *names, options=stage.options) as near,
+    ):
+        await reachable(hub)
+        await until(lambda: all((stats := spoke.stats()) and stats.path == "direct" for spoke in near))
+        dies = first if home(hub) == relay_url(first.url) else second
+        await asyncio.to_thread(dies.relay.close)
+        await asyncio.sleep(FILLS)
+        async with spokes(by_relay(hub), "comes", options=stage.apart) as (comes,):
+            assert await comes.call("hub.topics", timeout=ANSWER) == []
 
 
 @pytest.mark.unmet
