@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 SOON = 20.0
 """Seconds in which a path is found; how fast it is in quiet is what `broker lab nat` measures."""
 RESTART = 10.0
-"""Seconds in which all are back when the hub is."""
+"""Seconds in which all are back when the hub is, or another relay takes over."""
 STALL = 60.0
 """Seconds in which all goes on where something was on the way through a path that ended: twice iroh's own 30 s."""
 
@@ -89,6 +89,18 @@ def test_who_is_on_a_direct_path_for_a_while_does_not_miss_the_relay(tmp_path: P
         assert traffic.path == "direct"
         wan.start_relay("relay1")
         traffic.flows(STALL)
+        traffic.ends()
+
+
+@pytest.mark.parametrize("name", ["relay1", "relay2"])
+def test_one_relay_of_two_is_stopped_for_ever(tmp_path: Path, name: str) -> None:
+    """Either of them: all are at home on one. Calls that are under way over it fail."""
+    with a_wan(tmp_path, hub="symmetric", spokes="symmetric", relays=2) as wan:
+        traffic = wan.traffic()
+        traffic.wait_path("relay", SOON)
+        wan.relays[name].kill()
+        traffic.flows(RESTART)
+        calls_go(wan)
         traffic.ends()
 
 
