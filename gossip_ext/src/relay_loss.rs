@@ -40,6 +40,7 @@ pub async fn run(core: Weak<Core>) {
             continue;
         };
         known.touch(&endpoint, known.urls());
+        drop(endpoint); // its socket stays open for as long as anybody has it
         let links = core.links();
         let used: HashSet<_> = links.iter().filter_map(relay_of).collect();
         for url in used {
