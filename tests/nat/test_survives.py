@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.gossiping import until
 from tests.nat.rig import Traffic, Wan, a_wan
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -77,7 +78,6 @@ def test_the_hubs_own_address_changes_and_then_its_routers(tmp_path: Path) -> No
 
 
 def test_who_is_on_a_direct_path_for_a_while_does_not_miss_the_relay(tmp_path: Path) -> None:
-    """For how long: test_unmet.py."""
     with a_wan(tmp_path) as wan:
         traffic = wan.traffic()
         traffic.wait_path("direct", SOON)
@@ -90,6 +90,26 @@ def test_who_is_on_a_direct_path_for_a_while_does_not_miss_the_relay(tmp_path: P
         wan.start_relay("relay1")
         traffic.flows(STALL)
         traffic.ends()
+
+
+def test_nobody_misses_the_relay_as_soon_as_all_are_direct(tmp_path: Path) -> None:
+    """Who is not, when the only relay dies, has no way: the hub's router lets in nobody unasked."""
+    with a_wan(tmp_path) as wan:
+        traffic = wan.traffic()
+        until(lambda: _paths(wan) == {"direct"}, SOON, lambda: traffic.caller.rows())
+        wan.relays["relay1"].kill()
+        for _ in range(3):
+            traffic.flows(RESTART)
+        assert traffic.path == "direct"
+        traffic.ends()
+
+
+def _paths(wan: Wan) -> set[str]:
+    """Of all spokes but the one that asks, as the hub sees them."""
+    asks = wan.spoke("near", "call", "hub.spokes", "{}")
+    assert asks.status(SOON) == 0, asks.errors
+    (page,) = asks.rows()
+    return {row["path"] for row in page["rows"] if row["name"] != "broker call"}
 
 
 @pytest.mark.parametrize("name", ["relay1", "relay2"])
