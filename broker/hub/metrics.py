@@ -299,7 +299,8 @@ class HubMetrics(Collector):
 
     def _connections(self, gauges: HubGauges) -> Iterator[Metric]:
         spokes = GaugeMetricFamily("broker_spokes_connected", "Spokes connected now.", labels=("transport", "path"))
-        for labels, count in gauges.spokes.items():
+        # Without anybody there would be no series, which looks like a hub that says nothing.
+        for labels, count in {("iroh", "direct"): 0, ("iroh", "relay"): 0, **gauges.spokes}.items():
             spokes.add_metric(labels, count)
         yield spokes
         yield CounterMetricFamily("broker_connects", "Spokes that have connected.", value=self.connects)

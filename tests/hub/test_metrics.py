@@ -55,6 +55,12 @@ def test_what_was_counted_is_told() -> None:
     assert value(metrics, "broker_loop_lag_seconds_count") == 1
 
 
+def test_a_hub_without_spokes_says_so() -> None:
+    """No series would look like a hub that cannot be reached, and compares with nothing."""
+    for path in ("direct", "relay"):
+        assert value(HubMetrics(), "broker_spokes_connected", transport="iroh", path=path) == 0
+
+
 def test_histograms_are_cumulative_and_their_edges_belong_to_the_lower_bucket() -> None:
     metrics = HubMetrics()
     for seconds in (0.00005, 0.0001, 0.3, 1_000.0):
