@@ -98,7 +98,7 @@ class GossipBench:
         """Of the hub an event, by carrier and spokes, as measured."""
 
     def _tell(self, figure: str, system: str, subscribers: int, **values: Any) -> None:
-        load = round(os.getloadavg()[0], 2)
+        load = [round(one, 2) for one in os.getloadavg()]
         self._tell_line({"figure": figure, "system": system, "subscribers": subscribers, **values, "load": load})
 
     def _events(self, count: int) -> int:

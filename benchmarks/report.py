@@ -238,9 +238,9 @@ def markdown(figures: Figures) -> str:
         shown = [
             f"{key} {_short(value)}" for key, value in one.items() if key not in hidden and not key.endswith("_turns")
         ]
-        lines.append(
-            f"| {one['figure']} | {NAMES.get(one['system'], one['system'])} | {', '.join(shown)} | {one['load'][0]} |"
-        )
+        bare = one["system"] == "bare" and one["figure"].startswith("gossip")
+        name = "bare iroh-gossip" if bare else NAMES.get(one["system"], one["system"])
+        lines.append(f"| {one['figure']} | {name} | {', '.join(shown)} | {one['load'][0]} |")
     return "\n".join(lines) + "\n"
 
 
