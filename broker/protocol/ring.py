@@ -221,6 +221,7 @@ class Ring:
         one.options, one.paused = options, False
         self._put(reader, one)
         if self.held:
+            self._credit(now)
             self._settle(now)
 
     def seek(self, reader: Peer, since: RingSince, options: SubscribeOptions, now: float) -> list[Head]:

@@ -28,6 +28,21 @@ def test_a_blocking_reader_holds_the_ring_and_the_acknowledgements() -> None:
     assert numbers(read(ring, now=0.5)) == [3, 4, 5, 6]
 
 
+def test_who_has_just_caught_up_is_credited_before_another_that_lags_is_looked_at() -> None:
+    """Found by the simulator: with no patience it was found to have spent it, again and again, and the hub hung."""
+    ring, hasty = Ring(capacity_events=4), SubscribeOptions(policy="block", patience=0.0)
+    fill(ring, 1)
+    ring.lag(1, 0, hasty, 0.0)
+    fill(ring, *range(2, 6))
+    assert ring.tick(0.0) == [Demoted(1)]
+    assert ring.read(1, 10, 10**6, 0.1).caught_up
+    fill(ring, *range(6, 11))
+    assert ring.held
+    ring.lag(2, 9, BLOCK, 0.2)
+    assert ring.tick(0.2) == [Demoted(1)]
+    assert not ring.held
+
+
 def test_beyond_twice_the_capacity_even_a_blocking_reader_loses() -> None:
     ring = Ring(capacity_events=4)
     fill(ring, 1)
