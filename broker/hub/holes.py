@@ -1,7 +1,7 @@
 """What the hub lacks of a topic that travels by gossip, and whom it asks for it.
 
 A hole is asked of its author while that is connected, else of members in turn, who answer with the signed batches they
-keep. What as many as `DENIALS` members do not have, and the author is not there to give, is lost. After a restart
+keep. What as many as `DENIALS` members do not have, and the author will not come back to give, is lost. After a restart
 members also report what they have heard; that is not signed, so nothing follows from it but a question to who reported
 it. Not here: order and patience (protocol/sequence.py).
 """

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from broker.hub.channel import Channel
 from broker.hub.holes import Key
-from broker.hub.peers import Peers
+from broker.hub.peers import AWAY, Peers
 from broker.hub.session import Session
 from broker.protocol import overlay
 from broker.protocol.parts import parts
@@ -110,6 +110,10 @@ class SwarmMembers:
             return False
         away = self.peers.away_for(author, now)
         return away is None or away >= RETURN_TIME
+
+    def is_gone(self, author: str, now: float) -> bool:
+        """Whether an author is not expected any more. Until then it may have what members do not: it is not lost."""
+        return self.connection(author) is None and author not in self.peers and now >= self._began + AWAY
 
     # -- who is invited
 

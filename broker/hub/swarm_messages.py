@@ -166,7 +166,7 @@ class SwarmMessages:
             # It has passed that hub's ring: what no hub of the realm has any more is lost, as with one hub.
             hubs = {one.peer for one in self._router.links.sessions()}
             gone = swarm.holes.denied(key, session.peer, first, last, hubs.issubset)
-        elif session.peer in swarm.overlay and not swarm.shared and self._swarms.members.has_left(author, now):
+        elif session.peer in swarm.overlay and not swarm.shared and self._swarms.members.is_gone(author, now):
             # Where there are other hubs, its author may be at one of them.
             most = min(DENIALS, len(swarm.overlay.joined()))
             gone = swarm.holes.denied(key, session.peer, first, last, lambda peers: len(peers) >= most)

@@ -218,13 +218,15 @@ class Sequences(Generic[T]):
 
     # -- connection and time
 
-    def resumed(self, now: float) -> None:
-        """Call at every reconnect, before the hub's answers to the new subscribe (with `positions`) are handled."""
+    def resumed(self, now: float, *, anew: bool = True) -> None:
+        """Call at every reconnect, before the hub's answers to the new subscribe (with `positions`) are handled; not
+        ``anew`` at a new subscribe over the same connection, where questions were heard: if that happens again and
+        again, what nobody has is lost all the same."""
         self._resumed = True
         if self._base is None:
             self._base = 0
         for tracker in self._open.values():
-            tracker.patient(now + PATIENT)
+            tracker.patient(now + PATIENT, anew=anew)
 
     def positions(self, max_bytes: int = POSITIONS_BYTES) -> dict[str, dict[str, tuple[str, int]]]:
         """The ``since`` object: how far each author is settled. The oldest epoch with a hole speaks for its author."""

@@ -25,9 +25,9 @@ HELD_TOTAL: Final = 65_536
 """All sequences of a subscription together."""
 MAX_RANGES: Final = 1_024
 """Holes, and lost ranges, of one sequence: some 100 KB each at the very worst."""
-ASKS: Final = 5
-"""A hole is asked for so often, then it is lost: after 1 + 2 + 4 + 8 + 16 seconds in which none of it came."""
-BACKOFF: Final = 1.0
+WAITS: Final = (1.0, 2.0, 4.0, 8.0, 14.0, 2.0)
+"""Seconds after each question for a hole; after the last it is lost, if none of it came. That is asked shortly before
+the end: who was asked may have got it meanwhile, from an author that came back."""
 PAUSE: Final = 0.1
 """Seconds of silence after which the answer to a question counts as ended."""
 PATIENT: Final = 1.0
@@ -240,24 +240,24 @@ class Tracker:
         for hole in self.holes:
             if len(asked) >= most:
                 break
-            if hole.due <= now and (on or hole.asks < ASKS):
-                hole.due = now + BACKOFF * 2 ** min(hole.asks, ASKS - 1)
-                hole.asks = min(hole.asks + 1, ASKS)
+            if hole.due <= now and (on or hole.asks < len(WAITS)):
+                hole.due = now + (WAITS[hole.asks] if hole.asks < len(WAITS) else max(WAITS))
+                hole.asks = min(hole.asks + 1, len(WAITS))
                 asked.append((hole.a, hole.b))
         return asked
 
     def expire(self, now: float) -> list[Any]:
         """Holes that were asked for often enough are lost. Returns items that can go now."""
-        spent = [(hole.a, hole.b) for hole in self.holes if hole.due <= now and hole.asks >= ASKS]
+        spent = [(hole.a, hole.b) for hole in self.holes if hole.due <= now and hole.asks >= len(WAITS)]
         released: list[Any] = []
         for a, b in spent:
             released += self.lose(a, b, now)
         return released
 
-    def patient(self, due: float) -> None:
-        """A new connection: what is missing is probably on its way, and questions count anew."""
+    def patient(self, due: float, *, anew: bool) -> None:
+        """What is missing is probably on its way. ``anew``: over a new connection, so that questions count anew."""
         for hole in self.holes:
-            hole.asks, hole.due, hole.early = 0, due, False
+            hole.asks, hole.due, hole.early = (0, due, False) if anew else (hole.asks, max(hole.due, due), False)
 
     def missing(self) -> tuple[Range, ...]:
         found = [(hole.a, hole.b) for hole in self.holes]

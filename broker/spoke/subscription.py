@@ -303,10 +303,11 @@ class Subscription:
         """Nobody has this range any more."""
         self._release(self._sequences.lost(topic, author, epoch, first, last, now))
 
-    def resumed(self, now: float) -> None:
-        """The hub is back; what it says next is about what was missed, and it goes on from here."""
+    def resumed(self, now: float, *, anew: bool) -> None:
+        """The hub is back, or (not ``anew``) is asked once more to go on from here; what it says next is about what was
+        missed."""
         self._gaps = False
-        self._sequences.resumed(now)
+        self._sequences.resumed(now, anew=anew)
 
     def wanted(self, now: float) -> list[Repair]:
         """Holes to ask for. Those that a hub was asked for in vain are lost now; while there is none, nothing is."""

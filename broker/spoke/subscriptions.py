@@ -174,7 +174,7 @@ class Subscriptions:
         for subscription in self._all:
             since: Any = subscription.since
             if subscription.began:
-                subscription.resumed(now)
+                subscription.resumed(now, anew=True)
                 positions = subscription.positions()
                 # Who had heard of nobody from now on is due all that anybody sent meanwhile.
                 since = positions if positions or since is None else since
@@ -248,7 +248,7 @@ class Subscriptions:
             return
         now = time.monotonic()
         for subscription in self._route(topic):
-            subscription.resumed(now)
+            subscription.resumed(now, anew=False)
             patterns = [pattern for pattern in subscription.patterns if matches(pattern, topic)]
             self._subscribe(subscription, subscription.positions(), patterns)
             self._holey.add(subscription)

@@ -13,7 +13,7 @@ import pytest
 
 from broker import _gossip_ext as ext
 from broker.errors import ConfigError
-from broker.hub import swarm_members
+from broker.hub import peers, swarm_members
 from broker.hub.realm import Realm
 from broker.protocol.wire import CloseCode
 from tests.hub.gossips import EPOCH, GossipPeer, a_gossiper, event, gossipers, heard, out_of_stream
@@ -222,6 +222,26 @@ async def test_of_anothers_events_a_word_is_worth_nothing_while_the_author_is_th
         x.publish("a", 6, 7)
         await x.hears("topic.ack", seq=10)
         assert Numbers(hub)("swarm_sequences", verdict="repaired") == 1
+
+
+async def test_of_anothers_events_a_word_counts_when_the_author_is_not_expected_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with a_hub(**GOSSIP) as hub, gossipers(hub, "y", want=True) as (y,):
+        async with gossipers(hub, "x") as (x,):
+            x.gossip("a", 1, 5)
+            await x.hears("topic.ack", seq=5)
+            x.gossip("a", 8, 10)
+            await x.hears("topic.repair")
+        hole = await y.hears("topic.repair")
+        y.say("topic.lost", hole)
+        y.say("call.requested", {"requestId": "1", "operationId": "hub.topics", "input": None})
+        await y.hears("call.responded")
+        assert Numbers(hub)("swarm_sequences", verdict="lost") == 0, "it may come back, and has it"
+        monkeypatch.setattr(swarm_members, "AWAY", 0.0)
+        hub.router.swarms.members.peers.tick(time.monotonic() + peers.AWAY)
+        y.say("topic.lost", hole)
+        await until(lambda: Numbers(hub)("swarm_sequences", verdict="lost") == 1)
 
 
 async def test_batches_that_nobody_asked_for_are_not_taken() -> None:

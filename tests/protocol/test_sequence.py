@@ -185,7 +185,7 @@ def test_holes_are_asked_for_with_growing_pauses_then_given_up() -> None:
         released = seqs.expire(due)
         if seqs.wanted(due):
             times.append(due)
-    assert times == [0.0, 1.0, 3.0, 7.0, 15.0]
+    assert times == [0.0, 1.0, 3.0, 7.0, 15.0, 29.0]
     assert due == 31.0
     assert released == [3]
     assert verdict(seqs).word == "lost([2,2])"
@@ -222,6 +222,21 @@ def test_a_reconnect_starts_the_questions_anew() -> None:
     assert seqs.expire(100.0) == []
     assert seqs.wanted(100.0) == []
     assert seqs.wanted(101.0)
+
+
+def test_a_subscribe_over_the_same_connection_goes_on_with_the_questions() -> None:
+    """Who does so every few seconds would never be told that a thing is lost."""
+    seqs = one()
+    feed(seqs, 1, 3)
+    now, asked = 0.0, 0
+    while verdict(seqs).missing:
+        assert now < 60.0
+        seqs.expire(now)
+        asked += len(seqs.wanted(now))
+        seqs.resumed(now, anew=False)
+        now += 2.5
+    assert asked == 6
+    assert verdict(seqs).word == "lost([2,2])"
 
 
 def test_a_local_drop_is_lost() -> None:

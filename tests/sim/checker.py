@@ -18,10 +18,13 @@ from typing import Any, Protocol
 
 from broker.protocol.routing import matches
 from broker.protocol.sequence import Sequences, Since, Verdict
+from broker.protocol.tracker import WAITS
 from tests.sim.world import Failure, World
 
-__all__ = ["Checker", "Event", "Key", "Knowledge", "Reading"]
+__all__ = ["Checker", "Event", "Key", "Knowledge", "Reading", "lost_numbers"]
 
+LATE = 1.05
+"""Clocks are a hundredth off, and a shell acts a moment after it is due."""
 BAN = 1.0
 """Seconds in which everybody knows of a ban, beside the way of the message."""
 Key = tuple[str, str, str]
@@ -69,6 +72,8 @@ class Reading:
     dropped: dict[Key, set[int]] = field(default_factory=dict)
     told_lost: dict[Key, set[int]] = field(default_factory=dict)
     expired: dict[Key, set[int]] = field(default_factory=dict)
+    vain: dict[Key, set[int]] = field(default_factory=dict)
+    """Of those, what no hub had when it was last asked for."""
     told: dict[Key, int] = field(default_factory=dict)
     """The newest number it was told of."""
     due: set[tuple[Key, int]] = field(default_factory=set)
@@ -100,7 +105,8 @@ class Checker:
         self.published_at: dict[tuple[Key, int], float] = {}
         self.banned_at: dict[str, float] = {}
         """By host; only where nothing keeps the news from spreading."""
-        self.taken: dict[Key, set[int]] = {}
+        self.taken: dict[Key, dict[int, float]] = {}
+        """When a hub first had them."""
         self.taken_by: dict[str, int] = {}
         """Events, by the hub's process."""
         self.acked: dict[Key, int] = {}
@@ -132,18 +138,18 @@ class Checker:
         if seq > self.newest.get(key, 0):
             raise Failure(f"{hub} took {_name(key)} {seq}, which was never published")
         self.taken_by[hub] = self.taken_by.get(hub, 0) + 1
-        taken = self.taken.setdefault(key, set())
+        taken = self.taken.setdefault(key, {})
         self.count("taken")
         if seq in taken:
             return
-        taken.add(seq)
+        taken[seq] = self.world.now
         for one in self.readings:
             if one.heard and not one.over and one.covers(topic) and seq >= one.first(key):
                 one.due.add((key, seq))
 
     def acknowledged(self, key: Key, seq: int, before: int) -> None:
         """An author counts ``before + 1 .. seq`` as being with the hub."""
-        missing = set(range(before + 1, seq + 1)) - self.taken.get(key, set()) - self.gone.get(key, set())
+        missing = set(range(before + 1, seq + 1)) - self.taken.get(key, {}).keys() - self.gone.get(key, set())
         if missing:
             raise Failure(f"{_name(key)}: acknowledged up to {seq}, and no hub ever had {sorted(missing)[:5]}")
         self.acked[key] = max(seq, self.acked.get(key, 0))
@@ -180,13 +186,18 @@ class Checker:
         one.told[key] = max(b, one.told.get(key, 0))
 
     def expired(self, one: Reading, knows: Iterable[tuple[Key, int]]) -> None:
-        """Some holes were given up since nobody answered. ``knows``: what the hub it asked could have answered for."""
-        answerable = set(knows)
-        for key, lost in _lost(one.sequences.verdicts()).items():
+        """Some holes were given up since nobody answered. ``knows``: how far the hub knows that it asked. Of what no
+        hub had when it was last asked for there was no answer but the same, lost."""
+        asked = self.world.now - WAITS[-1] * LATE
+        knows = set(knows)
+        for key, lost in lost_numbers(one.sequences.verdicts()).items():
             said = one.told_lost.get(key, set()) | one.dropped.get(key, set()) | one.expired.get(key, set())
             new = lost - said - one.arrived.get(key, set())
             one.expired.setdefault(key, set()).update(new)
-            wrong = sorted(seq for seq in new if (key, seq) in answerable)
+            taken = self.taken.get(key, {})
+            in_time = {seq for seq in new if taken.get(seq, asked) < asked}
+            one.vain.setdefault(key, set()).update(new - in_time)
+            wrong = sorted(seq for seq in in_time if (key, seq) in knows)
             if wrong and not self.excused:
                 raise Failure(f"{one.name}: gave up {_name(key)} {wrong[:5]}, for which its hub had an answer")
 
@@ -293,7 +304,7 @@ def _numbers(verdict: Verdict) -> set[int]:
     return {seq for a, b in verdict.lost for seq in range(a, b + 1)}
 
 
-def _lost(verdicts: list[Verdict]) -> dict[Key, set[int]]:
+def lost_numbers(verdicts: list[Verdict]) -> dict[Key, set[int]]:
     return {(v.topic, v.author, v.epoch): _numbers(v) for v in verdicts if v.lost}
 
 

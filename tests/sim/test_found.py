@@ -9,10 +9,18 @@ from tests.sim.runner import Run
 from tests.sim.scenario import Action, Rings, Scenario, SpokeSpec, SubSpec
 
 
-def play(seed: int, spokes: list[SpokeSpec], actions: list[Action], weather: Weather, rings: Rings) -> Run:
+def play(
+    seed: int,
+    spokes: list[SpokeSpec],
+    actions: list[Action],
+    weather: Weather,
+    rings: Rings,
+    *,
+    gentle: bool = False,
+) -> Run:
     scenario = Scenario(
         seed=seed,
-        gentle=False,
+        gentle=gentle,
         weather=weather,
         rings=rings,
         spokes=tuple(spokes),
@@ -131,3 +139,48 @@ def test_a_swarm_of_hubs_that_has_just_ended_is_there_again_when_the_other_hub_i
         Weather(latency=0.0003, jitter=0.1, loss=0.3, room=1, burst=64, message_bytes=300),
         Rings(carrier="stream", uplink=5_000.0, gossips=True),
     )  # fmt: skip
+
+
+def test_what_an_author_out_of_reach_may_still_have_is_not_lost_by_its_members_word() -> None:
+    """Its partition had just healed and its batch came by gossip, but not yet its connection: the hub believed the only
+    member that it does not have what was missed, and lost that."""
+    made = play(
+        7614,
+        [
+            SpokeSpec(name="s2", subs=(SubSpec(patterns=("t", "t.*"), since=3, patience=0.0, bound=2),), unacked=2,
+                      offset=25_361.0, rate=0.99, speed=1, pause=0.0, gossips=True),
+            SpokeSpec(name="s3", subs=(SubSpec(patterns=("t.>",)),), unacked=2, speed=5, gossips=True),
+        ],
+        [
+            Action(0.150, "publish", "s2", ("t.a", 1, 0)),
+            Action(0.574, "split", "net", (25.0, ("s2",))),
+            Action(1.161, "publish", "s2", ("u", 40, 20)),
+            Action(1.320, "publish", "s2", ("t.a", 3, 0)),
+        ],
+        Weather(latency=0.05, jitter=0.01, room=5, burst=1, gossip_loss=0.02),
+        Rings(carrier="gossip", uplink=500.0, gossips=True),
+        gentle=True,
+    )  # fmt: skip
+    assert made.checker.counts["lost"] == 0
+
+
+def test_what_nobody_has_is_lost_also_to_who_never_hears_a_swarm_for_long() -> None:
+    """Each time it lost a swarm it went on by stream, and counted its questions anew: pending for ever."""
+    made = play(
+        7511,
+        [
+            SpokeSpec(name="s2", subs=(SubSpec(patterns=(">",), patience=0.0, bound=2),), retained=0,
+                      offset=31_214.0, rate=0.99, speed=1, pause=0.3, gossips=True),
+            SpokeSpec(name="s3", subs=(SubSpec(patterns=(">",), since="start", policy="disconnect", patience=0.0),),
+                      retained=0, rate=0.99, pause=0.0, gossips=True),
+        ],
+        [
+            Action(0.751, "publish", "s2", ("t.b", 40, 400)),
+            Action(0.881, "ban", "s2", ()),
+            Action(2.069, "publish", "s3", ("u", 3, 0)),
+            Action(5.976, "publish", "s3", ("t.a", 3, 20)),
+        ],
+        Weather(latency=0.0003, loss=0.3, room=50, burst=1, gossip_loss=0.3, gossip_copies=0.1),
+        Rings(events=10, carrier="gossip", uplink=5_000.0, gossips=True),
+    )  # fmt: skip
+    assert made.checker.counts["lost"]

@@ -98,7 +98,7 @@ async def test_what_no_member_has_stays_pending_and_is_never_named_lost_by_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also after more questions than a hub that is silent gets."""
-    monkeypatch.setattr("broker.protocol.tracker.BACKOFF", 0.02)
+    monkeypatch.setattr("broker.protocol.tracker.WAITS", (0.02, 0.04, 0.08, 0.16, 0.28, 0.04))
     async with without_a_hub(3) as ((author, holey, other), (reader, _)):
         for spoke in (author, other):
             monkeypatch.setattr(spoke._swarms, "batches", lambda *_range: [])
