@@ -55,9 +55,8 @@ DIAL_FAILED: Final[int]  # (DIAL_FAILED, token: int, kind: str, code: int | None
 DATAGRAM: Final[int]  # (DATAGRAM, conn: int, payload: bytes)
 NEIGHBOUR: Final[int]  # (NEIGHBOUR, swarm: int, node_id: str, up: bool)
 BATCH: Final[int]  # (BATCH, swarm: int, author: str, epoch: str, first_seq: int, frames: list)
-# A checked batch of one author's consecutive events, as whole JSON messages (bytes); one above the message limit as
-# (size, event_hash), to be asked for over a stream. Batches of one author may come out of order, since gossip has more
-# than one path.
+# A checked batch of one author's consecutive events: whole JSON messages; for one above the message limit (size,
+# event_hash), to be asked for over a stream. Batches of one author may come out of order: gossip has many paths.
 HEAD: Final[int]  # (HEAD, swarm: int, author: str, epoch: str, seq: int)  the author's newest number, signed
 LAGGED: Final[int]  # (LAGGED, swarm: int)  gossip overran this program: batches are gone, nobody knows which
 SWARM_DRAINED: Final[int]  # (SWARM_DRAINED, swarm: int)  a swarm that refused a publish has room again
@@ -279,9 +278,8 @@ class Endpoint:
         """None when the connection is gone."""
 
     def paths(self, conn: int) -> list[tuple[str, bool, int]]:
-        """The open paths of a connection: what QUIC calls each, whether it is by relay, and the datagrams that have
-        come over it: one every third of ``idle_timeout`` at least, as long as it brings anything through. Empty when
-        the connection is gone."""
+        """The open paths of a connection: QUIC's name, whether it is by relay, and the datagrams that came over it (one
+        every third of ``idle_timeout`` at least while it lives). Empty when the connection is gone."""
 
     def queued(self) -> list[tuple[int, int]]:
         """(conn, queued bytes) of every connection that has any."""
@@ -329,20 +327,17 @@ class Endpoint:
         frame_timeouts, second_streams, frames_in, frames_out, bytes_in, bytes_out, wakeups, drained_items, lane_full,
         datagrams_in, datagrams_out, datagrams_dropped (received, and no room for it), datagrams_full,
         datagrams_too_large, datagrams_unsupported (not sent, and why), connections_opened, connections_closed (of all
-        protocols),
-        udp_datagrams_in, udp_batches_in (received with one system call), holepunch_attempts, relay_connects,
-        relay_connects_failed, relay_disconnects, relay_bytes_in, relay_bytes_out, direct_bytes_in,
-        direct_bytes_out, paths_to_direct, paths_to_relay (framed connections that went over), relay_cut (framed ones
-        ended because the relay that they went over was gone and there was another), gossip_dials_failed,
-        gossip_cut (connections of removed, denied or shunned peers),
-        gossip_stalled (of peers that took nothing for seconds and held up all others: 38), gossip_unused; refusals on
-        ``/iroh-gossip/1`` count as refused_not_admitted and refused_banned too.
-        While it gossips, what iroh-gossip counts: gossip_control_in, _out, _bytes_in, _bytes_out, gossip_data_in, _out,
-        _bytes_in, _bytes_out, gossip_neighbours_up, gossip_neighbours_down. And now: gossip_connections."""
+        protocols), udp_datagrams_in, udp_batches_in (system calls), holepunch_attempts, relay_connects,
+        relay_connects_failed, relay_disconnects, relay_bytes_in, relay_bytes_out, direct_bytes_in, direct_bytes_out,
+        paths_to_direct, paths_to_relay (framed connections that went over), relay_cut (framed ones ended because their
+        relay was gone and there was another), gossip_dials_failed, gossip_cut (connections of removed, denied or
+        shunned peers), gossip_stalled (of peers that held up all others: 38), gossip_unused; refusals on
+        ``/iroh-gossip/1`` count as refused_not_admitted and refused_banned too. While it gossips, what iroh-gossip
+        counts: gossip_control_in, _out, _bytes_in, _bytes_out, gossip_data_in, _out, _bytes_in, _bytes_out,
+        gossip_neighbours_up, gossip_neighbours_down. And now: gossip_connections."""
 
     def close(self, timeout: float = 2.0) -> None:
-        """Closes every connection (code 1, ``going away``) and the socket; waits up to ``timeout`` s for the peers to
-        hear it, without the GIL. A second call does nothing."""
+        """Closes all connections (code 1) and the socket; for ``timeout`` s at most peers may hear it. Idempotent."""
 
 @final
 class Group:

@@ -217,8 +217,7 @@ class Spoke:
         await self._link.wait_up(timeout)
 
     async def drain(self, timeout: float) -> int:
-        """Offers nothing any more and finishes the calls being answered. Returns how many were cancelled at the
-        deadline."""
+        """Offers nothing any more and finishes what it answers. Returns how many were cancelled at the deadline."""
         self._draining = True
         self._link.control("hub.register", self._registration())
         return sum(await asyncio.gather(self._answers.finish(timeout), self._directs.finish(timeout)))
