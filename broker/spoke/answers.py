@@ -102,7 +102,7 @@ class Answers:
     def lost(self) -> None:
         """The connection is gone: nobody is there to hear the answers."""
         for task in list(self._tasks.values()):
-            task.cancel()
+            self._cancel(task)
         self._answering.lost()
 
     def stop(self, unwanted: Callable[[str], bool]) -> None:
@@ -141,7 +141,7 @@ class Answers:
             match effect:
                 case answering.Cancel(request_id, _reason):
                     if (task := self._tasks.get(request_id)) is not None:
-                        task.cancel()
+                        self._cancel(task)
                 case answering.CreditAdded(request_id, _n):
                     if (credit := self._credit.get(request_id)) is not None:
                         credit.set()
@@ -265,6 +265,10 @@ class Answers:
             self._control("call.completed", {"requestId": request_id})
         return "OK"
 
+    def _cancel(self, task: asyncio.Task[None]) -> None:
+        """After its first step: a task that is cancelled before takes none, and nobody would tidy up and count."""
+        self._loop.call_soon(task.cancel)
+
     # How a call fails.
 
     def _failed(self, call: Call, error: BaseException) -> str:
@@ -302,7 +306,7 @@ class Answers:
         now = time.monotonic()
         for running in self._deadlines.due(now):
             running.late = True
-            running.task.cancel()
+            self._cancel(running.task)
         self._arm(now)
 
 

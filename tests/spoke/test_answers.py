@@ -13,6 +13,7 @@ from broker.errors import EventTooLarge, OperationNotFound
 from broker.protocol.registration import Operation
 from broker.spoke.answers import Answers, current_call
 from broker.spoke.operations import Call, Offer, plain, typed
+from tests.rig import until
 
 WAIT = 5.0
 mark: ContextVar[str] = ContextVar("mark", default="unset")
@@ -225,6 +226,20 @@ async def test_a_handler_that_waits_too_long_is_cancelled_and_others_are_not() -
     assert await rig.last() == ("call.responded", {"requestId": "long", "output": 0.2})
     await rig.answers.finish(WAIT)
     assert rig.ended == [("op", "TIMEOUT"), ("op", "OK")]
+
+
+@pytest.mark.parametrize("how", ["aborted", "lost"])
+async def test_what_ends_a_call_before_its_first_step_leaves_nothing_behind(how: str) -> None:
+    """A batch may bring a call and its end. A task that is cancelled before it began runs not even its `finally`."""
+    rig = Rig(offer(later))
+    rig.answers.requested({"requestId": "1", "operationId": "op", "input": 1, "identity": {"id": "me"}})
+    assert rig.answers.running == 1
+    if how == "aborted":
+        rig.answers.receive("call.aborted", {"requestId": "1"})
+    else:
+        rig.answers.lost()
+    await until(lambda: not rig.answers.running, WAIT)
+    assert rig.ended == [("op", "ABORTED")]
 
 
 async def test_an_abort_is_not_taken_for_the_end_of_its_time() -> None:
