@@ -425,9 +425,9 @@ class Swarms:
         self._timer = asyncio.get_running_loop().call_later(max(0.0, due - now), self._tick)
 
     def _tick(self) -> None:
-        self._timer = None
-        now = time.monotonic()
-        for entry in list(self._topics.values()):
+        self._timer, now = None, time.monotonic()
+        # Closed: the hub was heard until then, and what it said last has set this timer once more.
+        for entry in list(self._topics.values()) if self._link.endpoint is not None else []:
             if entry.announcing.tick(now):
                 self._announce(entry)
             if (due := entry.machine.next_due()) is not None and due <= now:

@@ -37,6 +37,18 @@ async def test_all_of_a_flood_arrives_everywhere_and_not_by_the_hub() -> None:
         assert all(spoke.carrier(TOPIC) == "gossip" for spoke in five)
 
 
+async def test_a_timer_that_a_hub_set_in_the_last_moment_finds_a_closed_spoke() -> None:
+    async with swarm_of(2) as (_, (one, two)), reading(one), reading(two):
+        await until(lambda: one._swarms.counts().get("neighbours"))
+        topics = dict(one._swarms._topics)
+        await one.close()
+        one._swarms._topics.update(topics)
+        for entry in topics.values():
+            entry.machine.next_due = lambda: 0.0  # type: ignore[method-assign]
+        one._swarms._tick()
+        assert one._swarms._timer is None
+
+
 async def test_its_own_events_reach_a_publisher_that_subscribes() -> None:
     async with swarm_of(2) as (_, (one, two)), reading(one) as mine, reading(two) as theirs:
         await publish(one, range(100))
