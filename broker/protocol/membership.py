@@ -10,6 +10,8 @@ Rules:
 4. That it was overrun it says with its membership, once in `LAG_EVERY`: the hub narrows the authors' windows.
 5. While the hub is away nobody can be asked: the swarm goes on among whoever is there, and peers heard of before are
    the bootstrap.
+6. Who hears the swarm and is told of it again (other authors, say) joins no more peers: each join moves the neighbours
+   of others, and what is sent meanwhile comes late. A hub that was away is joined, since nobody is its neighbour.
 
 Not here: the wire, addresses, what is sent in a swarm, and clocks. ``jitter`` draws from 0 to 1.
 """
@@ -225,6 +227,8 @@ class Membership:
         self._up = False
         self._ask_at = 0.0
         self._lagged_at = float("-inf")
+        self._returned = False
+        """The hub was away, and has not told of the swarm since."""
         self.joined = False
         """The hub was told that the swarm is heard, and it is."""
         self.wanted = False
@@ -335,11 +339,13 @@ class Membership:
         return TellHub(generation, self.joined, self.neighbours, want, lagged)
 
     def _told(self, told: Told, now: float) -> list[Effect]:
+        returned, self._returned = self._returned, False
         for swarm in (self._now, self._next):
             if swarm is not None and swarm.id == told.id:
                 swarm.learn(told)
                 swarm.generation = told.generation
-                peers: list[Effect] = [JoinPeers(told.id, told.bootstrap)]
+                there = self.joined and swarm is self._now and bool(swarm.neighbours) and not returned
+                peers: list[Effect] = [] if there else [JoinPeers(told.id, told.bootstrap)]
                 return peers + self._stay(swarm)
         found: list[Effect] = []
         fresh = _Swarm(told, now)
@@ -381,7 +387,7 @@ class Membership:
         self._ask_at = now + ASK_EVERY * (1.0 + self._jitter() / 2)
 
     def _hub_up(self, now: float) -> list[Effect]:
-        self._up = True
+        self._up = self._returned = True
         if self._now is None:
             return self._ask(now) if self.wanted else []
         self.joined = self.joined and bool(self._now.neighbours)

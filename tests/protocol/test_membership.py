@@ -97,6 +97,19 @@ def test_silence_is_said_before_it_subscribes_again_and_hearing_ends_it() -> Non
     assert machine.handle(Beat("x"), 8.1) == [TellHub(1, True, 1)]
 
 
+def test_who_hears_the_swarm_joins_no_more_peers_but_a_hub_that_came_back() -> None:
+    """Each join moves the neighbours of others: a new author would shake the whole swarm."""
+    machine = joined()
+    assert machine.handle(told(), 1.0) == []
+    machine.handle(HubDown(), 2.0)
+    machine.handle(HubUp(), 3.0)
+    assert machine.handle(told(), 3.1) == [JoinPeers("x", (HUB, "a"))]
+    assert machine.handle(told(), 3.2) == []
+    machine.handle(Neighbour("x", HUB, False), 4.0)
+    assert machine.neighbours == 0
+    assert machine.handle(told(), 4.1) == [JoinPeers("x", (HUB, "a"))]
+
+
 def test_what_others_say_does_not_prove_that_the_hub_is_heard() -> None:
     machine = joined()
     for second in range(1, 7):
