@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -111,8 +112,10 @@ class LabHands:
         """The hub's data directory gets a file system of its own that has no room left."""
         self._cluster.end(name, signal.SIGTERM)
         self._cluster.small_disk(name)
+        began = time.time()
         self._cluster.start(name)
-        watch.see(f'up{{node="{name}"}} == 1', SETTLE)
+        # Not `up`, which may be from before: a hub that finds its disk full does not start.
+        watch.see(f'process_start_time_seconds{{node="{name}"}} > {began:.3f} - 1', SETTLE)
         with (self._cluster.data(name) / FILL_NAME).open("wb", buffering=0) as file:
             try:
                 while file.write(b"x" * 65_536):
