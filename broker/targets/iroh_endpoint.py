@@ -133,10 +133,15 @@ class IrohConnection:
     # Inside.
 
     def _hold(self, item: list[bytes] | bytes) -> None:
-        if not self._owner.hold(_size(item)):
+        """Frames come as many as there are: those before the one that has no room are kept, and none after it."""
+        if self._own_end is not None:
+            return
+        parts = [item] if isinstance(item, bytes) else item
+        kept = list(itertools.takewhile(lambda part: self._owner.hold(len(part)), parts))
+        if kept:
+            self._held.append(item if kept == parts else kept)
+        if kept != parts:
             self.close(CloseCode.SLOW_CONSUMER, "nobody listens on this connection yet")
-        else:
-            self._held.append(item)
 
     def _begin(self) -> None:
         """Hands over what came before there was a listener, the end too."""

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 
 from broker.errors import Closed, ConnectionLost, Refused, TicketError, Unreachable
+from broker.protocol.codec import encode
 from broker.targets import (
     CLOSE,
     Event,
@@ -18,6 +19,7 @@ from broker.targets import (
 )
 from tests.contract.contract import EventTargetContract, RemoteEventTargetContract
 from tests.contract.links import PATIENCE, Ear, Link, RemoteLink, memory_link, our_connections, our_link
+from tests.rig import until
 
 
 class TestMemory(EventTargetContract):
@@ -119,6 +121,20 @@ class TestIrohEndpoint:
             ear = Ear(await create_hub_iroh_event_target(accepted), "hub.register", CLOSE)
             await ear.hears(2)
             assert [event.type for event in ear.events] == ["hub.register", CLOSE]
+
+    async def test_of_frames_that_come_together_those_before_the_one_without_room_are_kept(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(iroh_endpoint, "HELD_BYTES", 1_000)
+        async with our_connections() as (dialled, accept), await create_spoke_iroh_event_target(dialled) as spoke:
+            spoke.dispatch_event(Event("hub.register", {}))
+            accepted = await accept()
+            await until(lambda: accepted._held)
+            accepted.frames([encode("a", 1), encode("b", "x" * 2_000), encode("c", 3)])
+            accepted.frames([encode("d", 4)])
+            ear = Ear(await create_hub_iroh_event_target(accepted), "hub.register", "a", "b", "c", "d", CLOSE)
+            await ear.hears(3)
+            assert [event.type for event in ear.events] == ["hub.register", "a", CLOSE]
 
     async def test_connections_that_nobody_takes_are_kept_in_bounds(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(iroh_endpoint, "ACCEPT_BACKLOG", 1)
