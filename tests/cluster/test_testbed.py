@@ -181,6 +181,18 @@ def test_containers_have_no_rights_they_do_not_need(testbed: Testbed) -> None:
         run("docker", "exec", hub, "touch", "/opt/broker/x")
 
 
+def test_a_data_volume_that_is_read_only_is_named(testbed: Testbed) -> None:
+    volume = ("-v", f"{testbed.project}_hub2:/data:ro")
+    with pytest.raises(AssertionError, match=r"/data.*Read-only file system"):
+        run("docker", "run", "--rm", *volume, testbed.env["BROKER_IMAGE"], "hub", "--open", "--data", "/data")
+
+
+def test_an_image_that_is_missing_is_named(testbed: Testbed) -> None:
+    env = {**testbed.env, "PROMETHEUS_IMAGE": "local/nobody-has-this:1"}
+    with pytest.raises(AssertionError, match=r"local/nobody-has-this:1"):
+        run("docker-compose", "up", "-d", "--no-build", "--no-deps", "prometheus", env=env)
+
+
 def test_the_image_is_small(testbed: Testbed) -> None:
     sizes = [
         int(run("docker", "image", "inspect", "--format", "{{.Size}}", testbed.env[name]).strip())
