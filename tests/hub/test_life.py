@@ -199,7 +199,7 @@ async def test_the_hub_dials_a_spoke_and_dials_it_again() -> None:
     async with a_hub(dial=[ticket]) as hub, spokes(hub.ticket, "caller") as (caller,):
         await app.wait_connected(PATIENCE)
         assert app.hub_node_id == hub.node_id
-        await until(lambda: hub.router.calls.offered(conn_of(hub, "dialled")))
+        await until(lambda: [row for row, _ in hub.router.calls.operations() if row.id == "t.echo"])
         assert await caller.call("t.echo", {"text": "x"}) == "x"
         hub.router.close(conn_of(hub, "dialled"), CloseCode.INTERNAL, "cut by a test")
         await until(lambda: app.counts()["connects"] == 2)
