@@ -78,6 +78,5 @@ class HubOperations:
         self._router.perform(self._router.calls.responded(HUB, detail, time.monotonic()))
 
     def _fail(self, id: str, error: CallError) -> None:
-        details = {"retryable": True} if error.details is None and error.retryable else error.details
-        wire = {"requestId": id, "code": error.code, "message": error.message, "details": details}
+        wire = {"requestId": id, "code": error.code, "message": error.message, "details": error.details}
         self._router.perform(self._router.calls.error(HUB, wire, time.monotonic()))

@@ -315,7 +315,7 @@ def nobody_knows(start: answering.Start) -> Offer:
 
     async def fails(_input: Any, _call: Call) -> Any:
         message = f"{start.operation} may have been done; its answer is not kept here"
-        raise ExecutionFailed(message, details={"retryable": True})
+        raise ExecutionFailed(message, retryable=True)
 
     return plain(Operation(start.operation), fails)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from broker import _gossip_ext as ext
-from broker.protocol.codec import encode
+from broker.protocol.codec import MAX_FRAME_BYTES, encode
 from broker.protocol.parts import MORE, parts
 from broker.protocol.publication import Publication
 from broker.spoke.publisher import Publisher
@@ -39,7 +39,7 @@ class Asker(NamedTuple):
 
     send: Callable[[list[bytes]], bool]
     control: Callable[[str, Any], None] | None = None
-    most: int = 1_048_576
+    most: int = MAX_FRAME_BYTES
     """Bytes of a frame that it takes."""
 
 
@@ -57,7 +57,7 @@ class Repairs:
     ) -> None:
         self._swarms, self._publisher = swarms, publisher
         self._send, self._control = send, control
-        self.most = 1_048_576
+        self.most = MAX_FRAME_BYTES
         """Bytes of a frame that the hub takes."""
         self._left, self._at = float(BYTES_A_SECOND), 0.0
         self.counts: Counter[str] = Counter()

@@ -69,12 +69,18 @@ def test_who_is_answered_stays_and_asks_again_only_after_its_patience() -> None:
     assert paths.run(60) == []
 
 
-def test_a_relay_that_speaks_again_takes_the_question_back() -> None:
+def after_the_question() -> Paths:
+    """The one by relay is silent, and the question has just been asked."""
     paths = Paths()
     paths.run(10)
     paths.alive.discard("0")
     while paths.run(TURN) != ["ask"]:
         pass
+    return paths
+
+
+def test_a_relay_that_speaks_again_takes_the_question_back() -> None:
+    paths = after_the_question()
     paths.alive.add("0")
     assert paths.run(60) == []
 
@@ -96,11 +102,7 @@ def test_the_only_path_is_quics_own_matter() -> None:
 
 def test_time_in_which_all_is_silent_does_not_count_against_the_answer() -> None:
     """A network that is away for a while: what is asked may be answered when it is back."""
-    paths = Paths()
-    paths.run(10)
-    paths.alive.discard("0")
-    while paths.run(TURN) != ["ask"]:
-        pass
+    paths = after_the_question()
     paths.alive.discard("1")
     assert paths.run(60) == []
 
