@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeHistogramMetricFamily, Metric
@@ -18,6 +19,7 @@ from broker.hub.exposition import MAX_TRACE_ID, CounterTable, HistogramTable, Tr
 from broker.hub.metrics import HubMetrics
 
 BOUNDS = (0.001, 0.1, 1.0)
+EXEMPLAR = re.compile(rb'# \{trace_id="(?:[^"\\]|\\.)*"\} \S+')
 
 
 class Families(Collector):
@@ -52,19 +54,27 @@ def parsed(text: bytes, *, openmetrics: bool) -> list[Metric]:
 
 @pytest.mark.parametrize("openmetrics", [False, True])
 @given(names=st.lists(st.text(max_size=5), unique=True, max_size=3), traces=st.lists(st.text(max_size=5), max_size=4))
+@example(names=["n"], traces=['"', 'a"b', "\\"])
 def test_tables_read_as_what_the_library_writes(names: list[str], traces: list[str], openmetrics: bool) -> None:
     # A surrogate or a carriage return is in no label: JSON has none, or the text has no word for it in either writer.
     names, traces = (
         [text.encode("utf-8", "replace").decode().replace("\r", "") for text in all_] for all_ in (names, traces)
     )
     rows = [((name, "stream"), number**20) for number, name in enumerate(dict.fromkeys(names))]
-    calls = timed(*((10.0**-number, trace) for number, trace in enumerate(traces)))
-    ours = registry(
-        CounterTable("t_events", "Events.", ("topic", "carrier"), rows),
-        HistogramTable("t_seconds", "Seconds.", "operation", [(name, calls) for name in dict.fromkeys(names)]),
-    )
-    library = openmetrics_latest(ours) if openmetrics else generate_latest(ours)  # type: ignore[no-untyped-call]
-    mine = encode(ours, openmetrics=openmetrics)
+
+    def written(traces: list[str]) -> tuple[bytes, bytes]:
+        calls = timed(*((10.0**-number, trace) for number, trace in enumerate(traces)))
+        ours = registry(
+            CounterTable("t_events", "Events.", ("topic", "carrier"), rows),
+            HistogramTable("t_seconds", "Seconds.", "operation", [(name, calls) for name in dict.fromkeys(names)]),
+        )
+        library = openmetrics_latest(ours) if openmetrics else generate_latest(ours)  # type: ignore[no-untyped-call]
+        return encode(ours, openmetrics=openmetrics), library
+
+    mine, library = written(traces)
+    assert sorted(EXEMPLAR.findall(mine)) == sorted(EXEMPLAR.findall(library))
+    # The library's reader takes no quote in an exemplar, not even from its own writer.
+    mine, library = written([trace.replace('"', "'") for trace in traces])
     assert parsed(mine, openmetrics=openmetrics) == parsed(library, openmetrics=openmetrics)
 
 
