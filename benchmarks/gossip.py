@@ -162,7 +162,7 @@ class GossipBench:
         return {
             "delivered_percent": round(100 * value["received"] / value["expected"], 3),
             "per_second": round(value["received"] / value["seconds"]),
-            **{name: value[name] for name in ("seconds", "p50_ms", "p99_ms", "lagged")},
+            **{name: value[name] for name in ("seconds", "stuck", "p50_ms", "p99_ms", "lagged")},
         }
 
     async def _cost(self, carrier: str, count: int) -> None:

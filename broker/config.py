@@ -114,7 +114,7 @@ class AccessConfig(Table):
 class TopicsConfig(Table):
     """What the hub keeps of each topic for those who come late or fall behind."""
 
-    ring_events: Annotated[int, Field(ge=16, le=10_000_000)] = 10_000
+    ring_events: Annotated[int, Field(ge=16, le=10_000_000)] = 65_536
     ring_bytes: Annotated[int, Field(ge=64 * KIB, le=16_384 * MIB)] = 64 * MIB
     log_bytes_total: Annotated[int, Field(ge=MIB, le=1_048_576 * MIB)] = 1_024 * MIB
     """All topics' rings together; the largest give up their oldest events first."""

@@ -103,7 +103,7 @@ class FanOut:
             return
         detail = {"topic": channel.topic, "epoch": epoch, "seq": seq}
         if channel.swarm is not None:
-            detail["window"] = channel.swarm.pacing.window
+            detail["window"] = channel.swarm.pacing.window((author, epoch), seq, time.monotonic())
         self._send(peer, "topic.ack", detail)
 
     def mind(self, channel: Channel) -> None:

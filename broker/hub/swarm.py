@@ -133,6 +133,7 @@ class TopicSwarm:
                     swarms.topics.take_out(channel, peer)
                     swarms.totals.joins["member"] += 1
                 case overlay.PutBack(peer):
+                    self.pacing.gone(peer)
                     swarms.topics.put_back(channel, peer)
                 case overlay.Enter(generation):
                     self.handles[generation] = swarms.join(self, generation)
@@ -151,6 +152,7 @@ class TopicSwarm:
         self.channel.by_gossip.discard(peer)
         self.carrier.unpin(peer)
         self.holes.gone(peer)
+        self.pacing.gone(peer)
         self.step(overlay.Gone(peer), now)
 
     def authors_changed(self, now: float) -> None:
@@ -395,6 +397,8 @@ class TopicSwarm:
     def tick(self, now: float) -> None:
         self.step(overlay.Tick(), now)
         self._mind_holes(now)
+        for key in self.pacing.look(now):
+            self._swarms.topics.pace(self.channel, *key)
         handle = self.handle
         if handle is None:
             return
@@ -405,12 +409,9 @@ class TopicSwarm:
             self._beat_at = now + BEAT
             for one in self.handles.values():
                 one.head(self._swarms.epoch, 0)
-            if self.overlay.joined() and not handle.neighbours():
-                handle.join_peers(self._bootstrap())
-
-    def _bootstrap(self) -> list[str]:
-        """Members by way of whom the hub itself finds back into the swarm."""
-        return self._swarms.choose(self._swarms.members.node_ids(self.overlay.joined()), overlay.BOOTSTRAP)
+            if (joined := self.overlay.joined()) and not handle.neighbours():
+                by_way_of = self._swarms.members.node_ids(joined)
+                handle.join_peers(self._swarms.choose(by_way_of, overlay.BOOTSTRAP))
 
     def _mind_holes(self, now: float) -> None:
         sequences = self.sequences
@@ -441,7 +442,8 @@ class TopicSwarm:
     def next_due(self) -> float | None:
         """When :meth:`tick` has something to do."""
         holes = self.sequences.next_due()
-        dues = [self.overlay.next_due(), self.holes.next_due(), holes, self._over_at if holes is None else None]
+        dues = [self.overlay.next_due(), self.holes.next_due(), self.pacing.next_due(), holes]
+        dues.append(self._over_at if holes is None else None)
         if self.handles:
             dues += [self._beat_at, self._heads.next_due()]
         if self._forwards and not self.channel.withheld:

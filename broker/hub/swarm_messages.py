@@ -176,14 +176,19 @@ class SwarmMessages:
             swarm.lost(key, *gone)
 
     def reported(self, session: Session, topic: str, author: str, epoch: str, seq: int) -> None:
-        """What a member has heard of another's, said after it has come back."""
+        """How far a member has heard another's: every so many events, and after it has come back."""
         swarms = self._swarms
         swarm, key = swarms.by_topic.get(topic), (author, epoch)
         if swarm is None or session.peer not in swarm.overlay or not swarms.members.may_publish(author, topic):
             return
         if session.hub:
             swarm.head(author, epoch, seq)
-            return
-        if swarms.members.connection(author) is None:  # else its author sends again what the hub does not have
+        elif swarms.members.connection(author) is not None:
+            options = swarms.topics.subscriptions.match(topic).get(session.peer)
+            if options is None or options.policy != "block":
+                return
+            if swarm.pacing.heard(key, session.peer, seq, options.patience, time.monotonic()):
+                swarms.topics.pace(swarm.channel, author, epoch)
+        else:  # its author would send again what the hub does not have
             swarm.holes.reported(key, session.peer, seq, swarm.top(key), time.monotonic())
             swarms.touched(swarm)

@@ -299,6 +299,11 @@ class Topics:
         """What has come of it so far is fanned out, and counted, before it changes its carrier."""
         self._fan_out.flush(channel)
 
+    def pace(self, channel: Channel, author: str, epoch: str) -> None:
+        """How far this author may go is another number now, whatever the hub has of it."""
+        if not channel.withheld:
+            self._fan_out.ack(channel, author, epoch, channel.ring.ackable(author, epoch))
+
     def released(self, channel: Channel) -> None:
         """Its acknowledgements are withheld no longer."""
         self._fan_out.released(channel)

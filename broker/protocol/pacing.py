@@ -1,14 +1,25 @@
-"""How far an author may be ahead of the acknowledgements in a swarm: a window in events, for one topic.
+"""How far an author may be ahead in the swarm of one topic: of what the hub has, and of what its members have heard.
 
-It falls to half at most once in `CALM`, when members asked for repairs or were overrun, and grows by an eighth for each
-window that was acknowledged in quiet. Not here: who asks for repairs, and what a publisher does with its window.
+Rules:
+1. Ahead of the hub by a window. It falls to half at most once in `CALM`, when members asked for repairs or were
+   overrun, and grows by an eighth for each window that was acknowledged in quiet, unless an author waits for members.
+2. Ahead of the slowest member by that window and `REPORT`. Members say each `REPORT` events how far they have heard a
+   sequence. Who has never said so is not waited for. So queues stay short, wherever on the way they are; the hub alone
+   knows nothing of them, since it is mostly the first to hear.
+3. A member is waited for as long as its patience. Time counts while an author is held up and the member is the slowest.
+   It is given back as it hears more, all of it for `QUANTUM` events. Who has spent it is waited for no more until it is
+   in sight of the newest again; what it misses it asks for.
+
+Not here: who asks for repairs, who reports, and what a publisher does with its window.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["FIRST", "LEAST", "MOST", "Pacing"]
+from broker.protocol.routing import Peer
+
+__all__ = ["FIRST", "LEAST", "LOOK", "MOST", "QUANTUM", "REPORT", "SEQUENCES", "Key", "Pacing"]
 
 FIRST: Final = 512
 """Events: at 256 B, 35 messages of 4 KiB, well within the 256 slots of a gossip topic."""
@@ -19,20 +30,111 @@ MOST: Final = 4_096
 CALM: Final = 0.2
 """Seconds after trouble in which the window does not grow; one wave of repairs is one trouble."""
 GROWTH: Final = 1.12
+REPORT: Final = 512
+"""Events between two words of a member: some 0.1 us of the hub's an event and member, where a stream costs it 1."""
+QUANTUM: Final = 4_096
+"""Events that give all patience back: who hears fewer than so many in its patience is left behind."""
+LOOK: Final = 0.25
+"""Seconds between looks at who holds an author up."""
+SEQUENCES: Final = 64
+"""Of one topic, those that were reported last. Authors beyond them are not held up by members."""
+
+Key = tuple[str, str]
+"""Author and epoch."""
+
+
+class _Member:
+    """What one member has heard of a sequence."""
+
+    __slots__ = ("left", "patience", "seq", "spent")
+
+    def __init__(self, seq: int, patience: float) -> None:
+        self.seq, self.patience = seq, patience
+        self.spent = 0.0
+        self.left = False
+
+
+class _Sequence:
+    """One author's, and who follows it. ``least`` is the slowest's number, which ``count`` members have in common;
+    ``held_at``: since when they hold the author up."""
+
+    __slots__ = ("count", "held_at", "least", "members", "newest")
+
+    def __init__(self) -> None:
+        self.members: dict[Peer, _Member] = {}
+        self.least: int | None = None
+        self.count = 0
+        self.newest = 0
+        self.held_at: float | None = None
+
+    def look(self) -> None:
+        followed = [one.seq for one in self.members.values() if not one.left]
+        self.least = min(followed, default=None)
+        self.count = followed.count(self.least) if self.least is not None else 0
+
+    def heard(self, peer: Peer, seq: int, patience: float, now: float) -> bool:
+        """Whether the slowest is another one now."""
+        one, self.newest = self.members.get(peer), max(self.newest, seq)
+        if one is None:
+            self.members[peer] = _Member(seq, patience)
+            self.look()
+            return False
+        before, one.patience = one.seq, patience
+        if seq <= before:
+            return False
+        if self.held_at is not None and before == self.least and not one.left:
+            one.spent += now - self.held_at
+        one.spent = max(0.0, one.spent - patience * (seq - before) / QUANTUM)
+        one.seq = seq
+        if one.left:
+            if seq < self.newest - REPORT:
+                return False
+            one.left, one.spent = False, 0.0
+            self.look()
+            return False
+        return before == self.least and self._moved(now)
+
+    def _moved(self, now: float) -> bool:
+        self.count -= 1
+        if self.count:
+            return False
+        self.look()
+        if self.held_at is not None:
+            self.held_at = now
+        return True
+
+    def leave_behind(self, now: float) -> list[Peer]:
+        """Those of the slowest whose patience is spent, from now on not waited for."""
+        assert self.held_at is not None
+        held = now - self.held_at
+        gone = [
+            peer
+            for peer, one in self.members.items()
+            if not one.left and one.seq == self.least and one.spent + held >= one.patience
+        ]
+        for peer in gone:
+            self.members[peer].left = True
+        if gone:
+            self.held_at = now
+            self.look()
+        return gone
 
 
 class Pacing:
-    """See the module."""
-
-    __slots__ = ("_acknowledged", "_shrunk", "_size", "_troubled")
+    """See the module. ``left_behind`` only grows: so often was a member's patience spent."""
 
     def __init__(self) -> None:
         self._size = float(FIRST)
         self._acknowledged = 0
         self._troubled = self._shrunk = float("-inf")
+        self._sequences: dict[Key, _Sequence] = {}
+        self._held: set[Key] = set()
+        self._due = 0.0
+        self.left_behind = 0
 
     @property
-    def window(self) -> int:
+    def size(self) -> int:
+        """The window in events, members left out of account."""
         return int(self._size)
 
     def trouble(self, now: float) -> None:
@@ -45,9 +147,65 @@ class Pacing:
 
     def acknowledged(self, events: int, now: float) -> None:
         """So many events more are with the hub."""
-        if now - self._troubled < CALM:
+        if self._held or now - self._troubled < CALM:
             return
         self._acknowledged += events
         while self._acknowledged >= self._size:
             self._acknowledged -= int(self._size)
             self._size = min(float(MOST), self._size * GROWTH)
+
+    def window(self, key: Key, acked: int, now: float) -> int:
+        """How many events after ``acked`` an author may have sent. With less than `size` it waits for members."""
+        size, one = self.size, self._sequences.get(key)
+        if one is None:
+            return size
+        one.newest = max(one.newest, acked)
+        room = size if one.least is None else max(0, one.least + REPORT + size - acked)
+        if room >= size:
+            one.held_at = None
+            self._held.discard(key)
+            return size
+        if one.held_at is None:
+            one.held_at = now
+        if not self._held:
+            self._due = now + LOOK
+        self._held.add(key)
+        return room
+
+    # -- members
+
+    def heard(self, key: Key, peer: Peer, seq: int, patience: float, now: float) -> bool:
+        """A member says how far it has heard a sequence. True: its author waits, and may go on (`window`)."""
+        one = self._sequences.pop(key, None) or _Sequence()
+        while len(self._sequences) >= SEQUENCES:
+            del self._sequences[next(iter(self._sequences))]
+        self._sequences[key] = one  # in the order of the last word
+        return one.heard(peer, seq, patience, now) and key in self._held
+
+    def followed(self, key: Key) -> dict[Peer, int]:
+        """How far those have heard it that are waited for."""
+        one = self._sequences.get(key)
+        return {} if one is None else {peer: member.seq for peer, member in one.members.items() if not member.left}
+
+    def gone(self, peer: Peer) -> None:
+        """It is no member any more. Whom it held up may go on at the next `look`."""
+        for one in self._sequences.values():
+            if one.members.pop(peer, None) is not None:
+                one.look()
+
+    def next_due(self) -> float | None:
+        return self._due if self._held else None
+
+    def look(self, now: float) -> list[Key]:
+        """At `next_due`: leaves behind whose patience is spent. Returns the sequences whose authors wait: each is to
+        be told its `window` again."""
+        if not self._held or now < self._due:
+            return []
+        self._due = now + LOOK
+        for key in self._held:
+            one = self._sequences.get(key)
+            if one is not None and one.held_at is not None:
+                self.left_behind += len(one.leave_behind(now))
+        found = list(self._held)
+        self._held = {key for key in found if key in self._sequences}
+        return found

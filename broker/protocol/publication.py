@@ -38,7 +38,7 @@ __all__ = [
 UNACKED_EVENTS: Final = 4_096
 """Some ten times the hub's acknowledgement interval: a publisher in full flight never waits for a prompt hub."""
 UNACKED_BYTES: Final = 8 * 1024 * 1024
-RETAINED_EVENTS: Final = 10_000
+RETAINED_EVENTS: Final = 65_536
 """The same as a hub's ring, so that a refill can restore all that the ring held of this author."""
 RETAINED_BYTES: Final = 16 * 1024 * 1024
 MAX_EVENT_BYTES: Final = 1_048_576

@@ -37,8 +37,9 @@ __all__ = [
     "Batch", "Demoted", "Disconnect", "Head", "Lost", "Outcome", "Ring", "RingSince", "Span",
 ]  # fmt: skip
 
-CAPACITY_EVENTS: Final = 10_000
-"""A second or two of a busy topic: the time in which a spoke comes back after a break of its network."""
+CAPACITY_EVENTS: Final = 65_536
+"""Some seconds of the busiest topic: the time in which a spoke comes back after a break of its network, or sees a hole,
+waits whether it closes, and asks."""
 CAPACITY_BYTES: Final = 64 * 1024 * 1024
 MAX_UNNAMED: Final = 4_096
 """Sources an overtaken reader remembers where it stood in. Beyond it (and beyond MAX_AUTHORS) `Ring.unnamed` counts."""

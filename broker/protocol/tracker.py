@@ -19,8 +19,8 @@ __all__ = ["HELD_EVENTS", "HELD_TOTAL", "MAX_RANGES", "MAX_SEQ", "PATIENT", "Bud
 
 MAX_SEQ: Final = 2**53 - 1
 """The largest integer that JavaScript's JSON keeps exactly."""
-HELD_EVENTS: Final = 4_096
-"""One sequence: what an author may have in flight unacknowledged, so what one lost event can hold back."""
+HELD_EVENTS: Final = 16_384
+"""One sequence: a second of a flood, in which a hole is seen and filled. What finds no room must come again."""
 HELD_TOTAL: Final = 65_536
 """All sequences of a subscription together."""
 MAX_RANGES: Final = 1_024

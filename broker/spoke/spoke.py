@@ -433,7 +433,7 @@ class Spoke:
             str(detail.get("topic")),
             str(detail.get("epoch")),
             detail["seq"],
-            max(1, window) if type(window) is int else None,
+            max(0, window) if type(window) is int else None,
         )
 
     async def _listen(self, pattern: str, listener: Listener) -> None:

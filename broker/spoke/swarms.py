@@ -16,17 +16,17 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from broker import _gossip_ext as ext
 from broker.errors import Closed, ConnectError, FrameError, TopicError
 from broker.protocol import membership as m
-from broker.protocol.announcing import Announcing
 from broker.protocol.codec import decode
 from broker.protocol.named import Frame
+from broker.protocol.pacing import REPORT
 from broker.protocol.routing import check_topic, matches
 from broker.protocol.wire import CloseCode
 from broker.spoke.link import Link
 from broker.spoke.publisher import Publisher
 from broker.spoke.subscriptions import Subscriptions
+from broker.spoke.swarm import Source, SwarmTopic
 from broker.spoke.swarm_messages import Peer, PeerList, invitation, peer_list, runs
 
 __all__ = ["JOIN_TIMEOUT", "Swarms"]
@@ -35,8 +35,6 @@ log = logging.getLogger("broker.spoke")
 
 MAX_SWARMS: Final = 1_000
 """Topics in whose swarms one spoke is; it is fed by stream on any more."""
-MAX_SOURCES: Final = 4_096
-"""Sequences of one topic that were heard by gossip. One that is forgotten counts as new when it is heard again."""
 MAX_HEADS: Final = 256
 """Of them, those that a hub is told of after a reconnect: the last that spoke."""
 GAP_PATIENCE: Final = (0.1, 0.25)
@@ -48,44 +46,10 @@ JOIN_TIMEOUT: Final = 10.0
 """Seconds that a program waits for a swarm that it wants."""
 
 
-class _Source:
-    """A sequence heard by gossip."""
-
-    __slots__ = ("first_heard", "newest")
-
-    def __init__(self, now: float) -> None:
-        self.first_heard, self.newest = now, 0
-
-
-class _Topic:
-    """One topic, with its swarms by id."""
-
-    def __init__(self, name: str, counts: Counter[str]) -> None:
-        self.name, self._counts = name, counts
-        self.machine = m.Membership(random.random)
-        self.swarms: dict[str, ext.Swarm] = {}
-        self.hubs: tuple[str, ...] = ()
-        self.authors: frozenset[str] | None = None
-        self.sources: dict[tuple[str, str], _Source] = {}
-        self.waiters: list[asyncio.Future[None]] = []
-        self.announcing = Announcing()
-        self.was_heard = False
-
-    def heard(self, author: str, epoch: str, newest: int, now: float) -> float:
-        """When this sequence was first heard of."""
-        source = self.sources.pop((author, epoch), None) or _Source(now)
-        while len(self.sources) >= MAX_SOURCES:
-            del self.sources[next(iter(self.sources))]
-            self._counts["sources_forgotten"] += 1
-        self.sources[author, epoch] = source  # in the order of the last word
-        source.newest = max(source.newest, newest)
-        return source.first_heard
-
-
 class _Handle(NamedTuple):
     """What an inbox item's swarm is."""
 
-    topic: _Topic
+    topic: SwarmTopic
     id: str
 
 
@@ -96,7 +60,7 @@ class Swarms:
         self._link, self._subscriptions, self._gossips = link, subscriptions, gossips
         self.publisher: Publisher
         self.on_peers: Callable[[PeerList], None] = lambda _said: None
-        self._topics: dict[str, _Topic] = {}
+        self._topics: dict[str, SwarmTopic] = {}
         self._handles: dict[int, _Handle] = {}
         link.hurries = lambda: bool(self._handles)
         self._timer: asyncio.TimerHandle | None = None
@@ -207,8 +171,7 @@ class Swarms:
             newest = list(entry.sources.items())[-MAX_HEADS:]
             for (author, epoch), source in newest:
                 if author != self._me() and source.newest:
-                    head = {"topic": entry.name, "author": author, "epoch": epoch, "seq": source.newest}
-                    self._link.control("topic.head", head)
+                    self._report(entry, author, epoch, source)
 
     def hub_down(self) -> None:
         for entry in list(self._topics.values()):
@@ -247,7 +210,7 @@ class Swarms:
             self._handle(topic, m.Beat(handle.id))
             return
         heard = topic.heard(author, epoch, seq, time.monotonic())
-        self._subscriptions.on_swarm_head(topic.name, author, epoch, seq, heard)
+        self._subscriptions.on_swarm_head(topic.name, author, epoch, seq, heard.first)
         self._handle(topic, m.Heard(handle.id))
 
     def lagged(self, swarm: int) -> None:
@@ -264,8 +227,10 @@ class Swarms:
         if (entry := self._topics.get(topic)) is None or (entry.authors is not None and author not in entry.authors):
             self._counts["uninvited"] += 1
             return
-        now = time.monotonic()
-        heard = entry.heard(author, epoch, first_seq + len(frames) - 1, now)
+        source = entry.heard(author, epoch, first_seq + len(frames) - 1, time.monotonic())
+        heard = source.first
+        if source.newest - source.told >= REPORT:
+            self._report(entry, author, epoch, source)
         if not self._subscriptions.wants(topic):
             return
         self._link.named.batch(topic, author, epoch, first_seq, frames)
@@ -294,7 +259,7 @@ class Swarms:
         now = time.monotonic()
         entry.announcing.published(now)
         self._mind(entry, now)
-        heard = entry.heard(self._me(), epoch, first_seq + len(frames) - 1, now)
+        heard = entry.heard(self._me(), epoch, first_seq + len(frames) - 1, now).first
         if self._subscriptions.wants(topic):  # nobody else brings us our own
             messages = [decode(frame) for frame in frames]
             self._subscriptions.on_gossip(topic, self._me(), epoch, first_seq, messages, heard)
@@ -342,14 +307,14 @@ class Swarms:
     def _me(self) -> str:
         return self._link.endpoint.node_id if self._link.endpoint is not None else ""
 
-    def _open(self, topic: str) -> _Topic:
+    def _open(self, topic: str) -> SwarmTopic:
         if (entry := self._topics.get(topic)) is None:
-            entry = self._topics[topic] = _Topic(topic, self._counts)
+            entry = self._topics[topic] = SwarmTopic(topic, self._counts)
             if self._link.up:
                 entry.machine.handle(m.HubUp(), time.monotonic())
         return entry
 
-    def _handle(self, entry: _Topic, event: m.Event) -> None:
+    def _handle(self, entry: SwarmTopic, event: m.Event) -> None:
         now = time.monotonic()
         for effect in entry.machine.handle(event, now):
             match effect:
@@ -368,7 +333,7 @@ class Swarms:
             self._forget(entry)
         self._mind(entry, now)
 
-    def _join(self, entry: _Topic, id: str, bootstrap: tuple[str, ...]) -> None:
+    def _join(self, entry: SwarmTopic, id: str, bootstrap: tuple[str, ...]) -> None:
         assert self._link.endpoint is not None
         swarm = self._link.endpoint.join(
             entry.name, bytes.fromhex(id), bootstrap, hubs=entry.hubs, authors=_sorted(entry.authors)
@@ -377,13 +342,13 @@ class Swarms:
         self._handles[swarm.id] = _Handle(entry, id)
         self._subscriptions.gap_patience.setdefault(entry.name, random.uniform(*GAP_PATIENCE))
 
-    def _leave(self, entry: _Topic, id: str) -> None:
+    def _leave(self, entry: SwarmTopic, id: str) -> None:
         if (swarm := entry.swarms.pop(id, None)) is not None:
             self._handles.pop(swarm.id, None)
             self._counts.update({name: count for name, count in swarm.counters().items() if name not in NOW})
             swarm.leave()
 
-    def _told_hub(self, entry: _Topic, said: m.TellHub) -> None:
+    def _told_hub(self, entry: SwarmTopic, said: m.TellHub) -> None:
         self._say(entry.name, said)
         self.publisher.look(entry.name)
         if said.joined:
@@ -405,7 +370,12 @@ class Swarms:
             },
         )
 
-    def _forget(self, entry: _Topic) -> None:
+    def _report(self, entry: SwarmTopic, author: str, epoch: str, source: Source) -> None:
+        """The hub is told how far this is: it holds the author back (protocol/pacing.py), or asks for what it lacks."""
+        source.told = source.newest
+        self._link.control("topic.head", {"topic": entry.name, "author": author, "epoch": epoch, "seq": source.newest})
+
+    def _forget(self, entry: SwarmTopic) -> None:
         if self._topics.get(entry.name) is entry:
             del self._topics[entry.name]
             self._subscriptions.gap_patience.pop(entry.name, None)
@@ -413,7 +383,7 @@ class Swarms:
 
     # Time.
 
-    def _mind(self, entry: _Topic, now: float) -> None:
+    def _mind(self, entry: SwarmTopic, now: float) -> None:
         """One timer for what is due first. It may come too early, and then looks at all again."""
         if (due := _due(entry)) is None or self._topics.get(entry.name) is not entry:
             return
@@ -434,7 +404,7 @@ class Swarms:
                 self._handle(entry, m.Tick())
             self._mind(entry, now)
 
-    def _announce(self, entry: _Topic) -> None:
+    def _announce(self, entry: SwarmTopic) -> None:
         self.publisher.check(entry.name)
         if self.open(entry.name) and (newest := self.publisher.newest(entry.name)) is not None:
             for id in entry.machine.ids:
@@ -445,6 +415,6 @@ def _sorted(authors: frozenset[str] | None) -> list[str] | None:
     return None if authors is None else sorted(authors)
 
 
-def _due(entry: _Topic) -> float | None:
+def _due(entry: SwarmTopic) -> float | None:
     due, head = entry.machine.next_due(), entry.announcing.due
     return head if due is None else due if head is None else min(due, head)

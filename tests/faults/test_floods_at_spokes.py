@@ -11,7 +11,7 @@ import pytest
 from broker import Event, SpokeOptions
 from broker.errors import CallTimeout, EventTooLarge, ExecutionFailed
 from broker.protocol.publication import UNACKED_EVENTS
-from broker.spoke import publisher, swarms
+from broker.spoke import publisher, swarm
 from broker.spoke import subscription as of_spoke
 from broker.spoke.subscription import Subscription
 from tests.rig import PATIENCE, Numbers, a_hub, serving, spokes, until
@@ -85,7 +85,7 @@ async def test_topics_of_one_publisher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_sequences_of_one_swarm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that spoke last are remembered; of the others nothing is passed over when they speak again."""
-    monkeypatch.setattr(swarms, "MAX_SOURCES", 4)
+    monkeypatch.setattr(swarm, "MAX_SOURCES", 4)
     async with swarm_of(2) as (_, (a, b)), reading(b) as rb:
         await publish(a, range(5))
         await rb.has(range(5))

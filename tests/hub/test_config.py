@@ -164,7 +164,7 @@ def test_split_address() -> None:
 def test_every_key_is_described() -> None:
     rows = {row.key: row for row in describe_keys()}
     assert rows["topics.ring_events"].variable == "BROKER_TOPICS_RING_EVENTS"
-    assert rows["topics.ring_events"].default == 10_000
+    assert rows["topics.ring_events"].default == 65_536
     assert rows["bind"].default == "127.0.0.1:0"
     assert load_config(None, {row.variable: "" for row in rows.values() if row.key == "dial"}).dial == ()
 

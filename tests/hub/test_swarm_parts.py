@@ -241,13 +241,13 @@ async def test_an_epoch_that_no_batch_can_carry_is_refused_where_gossip_carries(
 async def test_who_was_overrun_narrows_the_window() -> None:
     async with a_hub(topics={"carrier": "gossip"}) as hub, gossipers(hub, "x", want=True) as (x,):
         swarm = hub.router.swarms.by_topic["a"]
-        before = swarm.pacing.window
+        before = swarm.pacing.size
         said = {"topic": "a", "generation": swarm.overlay.generation, "joined": True, "neighbours": 1}
         x.say("topic.swarm", said)
         await old_answers(x)
-        assert swarm.pacing.window == before
+        assert swarm.pacing.size == before
         x.say("topic.swarm", {**said, "lagged": True})
-        await until(lambda: swarm.pacing.window == before // 2)
+        await until(lambda: swarm.pacing.size == before // 2)
         assert out_of_stream(hub, x)
 
 

@@ -51,7 +51,7 @@ async def test_a_program_that_does_not_read_meets_its_policy_and_another_subscri
 async def test_a_paused_program_holds_publishers_back_and_then_goes_on_with_everything() -> None:
     count = 30_000
     async with (
-        a_hub() as hub,
+        a_hub(topics={"ring_events": 10_000}) as hub,
         spokes(hub.ticket, "pub") as (pub,),
         spokes(hub.ticket, "sub", options=SMALL) as (sub,),
         sub.subscribe("a", patience=60) as events,

@@ -1,4 +1,4 @@
-"""Which way a topic goes, and how much an author may have under way in a swarm."""
+"""Which way a topic goes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.protocol.carrier import LEAST_COST, LEAST_SUBSCRIBERS, QUIET, Budget, Carrier, Load, weigh
-from broker.protocol.pacing import CALM, FIRST, LEAST, MOST, Pacing
 
 BUDGET = Budget(uplink_bytes=1_000_000, deliveries=10_000)
 
@@ -135,31 +134,3 @@ def test_together_streams_stay_within_the_budget_and_none_moves_that_need_not(
         assert all(costs[index] <= cheapest for index in could), "the dearest first"
         assert left + cheapest > 1.0 - 1e-9
     assert not set(weigh(rows, BUDGET, 0.0)), "asked again, it is the same"
-
-
-def test_a_window_grows_by_what_was_acknowledged_and_falls_to_half_in_trouble() -> None:
-    one = Pacing()
-    one.acknowledged(FIRST - 1, 0.0)
-    assert one.window == FIRST
-    one.acknowledged(1, 0.0)
-    assert one.window == int(FIRST * 1.12)
-    before = one.window
-    for moment in (1.0, 1.05, 1.1):
-        one.trouble(moment)
-    assert one.window == before // 2, "one wave of repairs is one trouble"
-    one.acknowledged(MOST, 1.2)
-    assert one.window == before // 2, "no growth so soon after"
-    one.trouble(1.01 + CALM)
-    assert one.window == before // 4
-
-
-@given(st.lists(st.tuples(st.booleans(), st.integers(1, 10_000), st.floats(0, 2)), max_size=300))
-def test_a_window_has_bounds(steps: list[tuple[bool, int, float]]) -> None:
-    one, now = Pacing(), 0.0
-    for trouble, events, seconds in steps:
-        now += seconds
-        if trouble:
-            one.trouble(now)
-        else:
-            one.acknowledged(events, now)
-        assert LEAST <= one.window <= MOST

@@ -39,9 +39,9 @@ class Reader:
 
 @asynccontextmanager
 async def reading(
-    spoke: Spoke, topic: str = TOPIC, *, carrier: str = "gossip", since: Any = None
+    spoke: Spoke, topic: str = TOPIC, *, carrier: str = "gossip", since: Any = None, patience: float = PATIENCE
 ) -> AsyncIterator[Reader]:
-    async with spoke.subscribe(topic, carrier=carrier, since=since, patience=PATIENCE) as events:
+    async with spoke.subscribe(topic, carrier=carrier, since=since, patience=patience) as events:
         reader = Reader(events)
         try:
             yield reader

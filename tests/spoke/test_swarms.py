@@ -244,10 +244,10 @@ async def test_who_is_overrun_tells_the_hub() -> None:
         await publish(one, [1])
         await theirs.has([1])
         swarm = hub.router.swarms.by_topic[TOPIC]
-        before = swarm.pacing.window
+        before = swarm.pacing.size
         await until(lambda: two.carrier(TOPIC) == "gossip")
         two._swarms.lagged(next(iter(two._swarms._handles)))
-        await until(lambda: swarm.pacing.window < before)
+        await until(lambda: swarm.pacing.size < before)
 
 
 async def test_swarms_of_a_spoke_beyond_the_bound_are_counted_and_come_by_stream(

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -117,6 +118,8 @@ async def test_an_author_goes_on_beyond_its_buffer_and_the_truth_is_told(tmp_pat
     """More than it keeps goes by while the hub is away: the swarm has had all of it."""
     async with swarm(tmp_path, 3) as (hub, [author, *subscribers]), AsyncExitStack() as stack:
         readers = [await stack.enter_async_context(reading(one)) for one in subscribers]
+        publisher = author._publisher
+        publisher._limits = replace(publisher._limits, retained_events=10_000)
         await publish(author, range(100))
         await author.flush(PATIENCE)
         await hub.kill()
