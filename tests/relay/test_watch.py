@@ -128,10 +128,7 @@ async def test_a_hub_whose_spokes_are_direct_is_reached_through_the_other_relay(
             assert await comes.call("hub.topics", timeout=ANSWER) == []
 
 
-@pytest.mark.unmet
 async def test_spokes_are_reached_when_of_two_relays_one_falls_silent(stage: Stage) -> None:
-    """It holds by now in 25 runs of 26, 17 of them in a row (2026-11-29). In one the interpreter ended with a fatal
-    error whose beginning was not kept, so it stays here until that is understood or gone."""
     async with (
         two(stage) as (at_home, other, hub),
         serving(by_relay(hub), "far", options=stage.apart, echo=lambda text: text),
