@@ -37,7 +37,8 @@ class Stall:
         self._clock = 0.0
         self._heard: dict[str, tuple[int, float]] = {}
         self._waited: float | None = None
-        """For an answer, while another path spoke. None: nothing is asked."""
+        """For an answer, while another path spoke; or for room, if there was none for the question. None: neither."""
+        self._asked = True
         self._answered: float | None = None
         """When, since the silence began."""
 
@@ -61,6 +62,13 @@ class Stall:
             return self._stuck(passed)
         return None
 
+    def asked(self, sent: bool) -> None:
+        """What became of ``ask``. Without room the question did not go out, and nobody can have answered it. So it is
+        asked again, and the connection left only when there was no room for all of the patience."""
+        if sent and not self._asked:
+            self._waited = 0.0
+        self._asked = sent
+
     def answered(self) -> None:
         """What was asked has been answered: nothing was on its way over the silent path."""
         self._waited, self._answered = None, self._clock
@@ -68,8 +76,10 @@ class Stall:
     def _stuck(self, passed: float) -> Effect | None:
         if self._waited is not None:
             self._waited += passed
-            return "leave" if self._waited >= self._half else None
+            if self._waited >= (self._half if self._asked else self._patience):
+                return "leave"
+            return None if self._asked else "ask"
         if self._answered is None or self._clock - self._answered >= self._patience:
-            self._waited = 0.0
+            self._waited, self._asked = 0.0, True
             return "ask"
         return None

@@ -61,9 +61,13 @@ class StallWatch:
     def _ask(self) -> None:
         """Past the calls of the program, which may have as many under way as it may. Until the answer is there, it is
         taken out of those to them."""
-        self._asked = f"alive-{next(self._numbers)}"
-        detail = {"requestId": self._asked, "stream": False, "timeoutMs": int(1000 * self._patience), **QUESTION}
-        self._link.send_calls([encode("call.requested", detail)])
+        id = f"alive-{next(self._numbers)}"
+        detail = {"requestId": id, "stream": False, "timeoutMs": int(1000 * self._patience), **QUESTION}
+        sent = self._link.send_calls([encode("call.requested", detail)])
+        self._stall.asked(sent)
+        if not sent:
+            return
+        self._asked = id
         if not self._others:
             self._others = {type: self._link.receivers[type] for type in ANSWERS}
             for type in ANSWERS:

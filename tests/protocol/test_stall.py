@@ -25,6 +25,7 @@ class Paths:
     counts: dict[str, int] = field(default_factory=lambda: {"0": 1, "1": 1})
     done: list[tuple[float, str]] = field(default_factory=list)
     answers: bool = False
+    room: bool = True
 
     def run(self, seconds: float, *, turn: float = TURN) -> list[str]:
         """What it does meanwhile."""
@@ -36,8 +37,10 @@ class Paths:
             paths = [(path, path in self.relays, count) for path, count in self.counts.items()]
             if (effect := self.stall.look(self.now, paths)) is not None:
                 self.done.append((self.now, effect))
-                if effect == "ask" and self.answers:
-                    self.stall.answered()
+                if effect == "ask":
+                    self.stall.asked(self.room)
+                    if self.room and self.answers:
+                        self.stall.answered()
         return [effect for _, effect in self.done[before:]]
 
 
@@ -77,6 +80,27 @@ def after_the_question() -> Paths:
     while paths.run(TURN) != ["ask"]:
         pass
     return paths
+
+
+def test_a_question_that_had_no_room_is_asked_again_and_is_not_unanswered() -> None:
+    paths = Paths(room=False)
+    paths.run(10)
+    paths.alive.discard("0")
+    assert set(paths.run(PATIENCE)) == {"ask"}, "and no leave after half of it"
+    paths.room = True
+    before = len(paths.done)
+    assert paths.run(PATIENCE)[:2] == ["ask", "leave"]
+    (asked, _), (left, _) = paths.done[before : before + 2]
+    assert left - asked == pytest.approx(PATIENCE / 2, abs=TURN), "as long as if there had been room at once"
+
+
+def test_where_there_is_no_room_for_all_of_the_patience_nothing_comes_through_either() -> None:
+    paths = Paths(room=False)
+    paths.run(10)
+    paths.alive.discard("0")
+    paths.run(20)
+    first, left = paths.done[0], next(done for done in paths.done if done[1] == "leave")
+    assert left[0] - first[0] == pytest.approx(PATIENCE, abs=TURN)
 
 
 def test_a_relay_that_speaks_again_takes_the_question_back() -> None:

@@ -76,6 +76,19 @@ async def test_any_answer_will_do_and_those_to_the_programs_calls_go_where_they_
         assert (stuck.endpoint.ended, len(stuck.asked())) == ([], 1)
 
 
+async def test_a_question_that_has_no_room_is_asked_again() -> None:
+    stuck = Stuck()
+    stuck.endpoint.room = False
+    stuck.run(PATIENCE)
+    assert (stuck.asked(), stuck.endpoint.ended) == ([], [])
+    stuck.endpoint.room = True
+    stuck.run(2 * TURN)
+    (question,) = stuck.asked()
+    stuck.says("call.responded", requestId=question["requestId"], output=[])
+    stuck.run(PATIENCE - 2 * TURN)
+    assert stuck.endpoint.ended == []
+
+
 async def test_the_next_connection_begins_anew() -> None:
     stuck = Stuck()
     stuck.run(PATIENCE / 2 + 2 * TURN)
