@@ -182,10 +182,10 @@ class Endpoint:
         back on the peer. ``open_timeout``: an accepted connection must bring its stream and the header of its first
         frame in time; before that it is unknown to Python. ``frame_timeout``: a frame once begun must be whole in time
         (when this side did not read is not counted). ``idle_timeout``: after which a peer that fell silent is dead;
-        keep-alives go out every third of it, 5 s at most. Measured with ``kill -9``: noticed after idle_timeout while
-        sending, up to 1.3 times that while idle. A peer that starts again on the same port is noticed no sooner: iroh
-        draws the key of its stateless resets anew in each process. Whoever needs to know sooner pings. Without
-        ``accept`` every incoming connection is refused. ``gossip_message_bytes``: the size of a gossip message, the
+        keep-alives go out every third of it, 5 s at most. With relays a path is left for another after half of that
+        silence. Measured with ``kill -9``: noticed after idle_timeout while sending, up to 1.3 times that while idle. A
+        peer that starts again on the same port is noticed no sooner: iroh draws the key of its stateless resets anew in
+        each process. Without ``accept`` all who come are refused. ``gossip_message_bytes``: of a gossip message, the
         same in the whole realm (512 to 65,536; 0: this endpoint does not gossip). With it ``/iroh-gossip/1`` is
         accepted, from the peers of :meth:`admit_peers` alone.
         ``lookup``: URL of a pkarr service. Peers whose addresses are not known are asked for there, and with ``accept``

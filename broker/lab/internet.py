@@ -32,8 +32,9 @@ NATS: Final[tuple[Nat, ...]] = get_args(Nat)
 
 PUBLIC: Final = "203.0.113"
 PRIVATE: Final = "192.168"
-NEW_PORTS: Final = "50000-59999"
-"""From which a flow gets its port when its router has forgotten it."""
+NEW_PORTS: Final = "20000-29999"
+"""From which a flow gets its port when its router has forgotten it. None that a host draws for itself (the kernel's
+begin at 32768): a router keeps a port that is among them, and then nothing has changed."""
 CHAINS: Final = {
     "leaving": "nat hook postrouting priority 100",
     "passing": "filter hook forward priority 0",

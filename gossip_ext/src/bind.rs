@@ -52,6 +52,10 @@ const KEEP_ALIVE_MOST: Duration = Duration::from_secs(5);
 /// Keep-alives in an idle timeout: two may be lost.
 const KEEP_ALIVES: u32 = 3;
 
+/// With relays: a path that is silent for the idle timeout divided by this is left for another one (QUIC keeps the last),
+/// and what was on its way over it is sent again. Well before the connection's own end: at 1 both came at once.
+const FALLS_BACK: u32 = 2;
+
 /// What `Endpoint.bind` was given.
 #[derive(Debug)]
 pub struct Settings {
@@ -69,7 +73,7 @@ pub struct Settings {
     pub accept: bool,
     /// Whether to admit everybody who is not denied.
     pub open: bool,
-    /// After which a silent path is dead.
+    /// After which a silent connection is dead.
     pub idle_timeout: Duration,
     /// For the connections.
     pub options: Options,
@@ -77,16 +81,21 @@ pub struct Settings {
     pub gossip_message_bytes: Option<usize>,
 }
 
-fn transport(idle_timeout: Duration) -> Result<QuicTransportConfig> {
+fn transport(idle_timeout: Duration, relays: bool) -> Result<QuicTransportConfig> {
     let idle = IdleTimeout::try_from(idle_timeout).map_err(Error::value)?;
     let keep_alive = (idle_timeout / KEEP_ALIVES).min(KEEP_ALIVE_MOST);
+    let path_idle = match relays {
+        true => idle_timeout / FALLS_BACK,
+        false => idle_timeout,
+    };
+    let path_idle = path_idle.min(PATH_IDLE_MOST);
     // No ack_frequency_config: noq-proto 1.4.0 writes that frame past the end of packets that are too short for it, and a
     // peer that falls silent after its handshake ends the process (docs/decisions/0005, tests/faults/test_silent_peers.py).
     Ok(QuicTransportConfig::builder()
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(keep_alive)
-        .default_path_max_idle_timeout(idle_timeout.min(PATH_IDLE_MOST))
-        .default_path_keep_alive_interval(keep_alive)
+        .default_path_max_idle_timeout(path_idle)
+        .default_path_keep_alive_interval((path_idle / KEEP_ALIVES).min(KEEP_ALIVE_MOST))
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(RECEIVE_WINDOW.into())
         .send_window(SEND_WINDOW)
@@ -114,7 +123,7 @@ pub async fn bind(settings: Settings) -> Result<(Arc<Core>, Router)> {
     let lookup = MemoryLookup::new();
     let mut builder = iroh::Endpoint::builder(presets::Minimal)
         .secret_key(settings.secret.clone())
-        .transport_config(transport(settings.idle_timeout)?)
+        .transport_config(transport(settings.idle_timeout, relays.is_some())?)
         .hooks(Hook(admission.clone()))
         .portmapper_config(PortmapperConfig::Disabled)
         .dns_resolver(relays::resolver())

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from broker.lab.internet import Internet, Nat, sweep
+from broker.lab.internet import NEW_PORTS, Internet, Nat, sweep
 from broker.lab.network import check_rights
 
 pytestmark = pytest.mark.system
@@ -162,6 +162,20 @@ def test_what_a_router_forgets_goes_on_from_a_new_port(internet: Internet, peers
     assert a.seen() is None
     lan.mend()
     assert a.seen() is not None
+
+
+def test_the_new_ports_are_none_that_a_host_has_drawn(internet: Internet) -> None:
+    """Of those that a host drew a third used to be among them, and went on from the same port."""
+    internet.add_lan("r1", "port-keeping", "a")
+    drawn = subprocess.run(
+        internet.command("a", "cat", "/proc/sys/net/ipv4/ip_local_port_range"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, last = (int(port) for port in drawn.stdout.split())
+    new = range(*(int(port) for port in NEW_PORTS.split("-")))
+    assert new[-1] < first or last < new[0]
 
 
 def test_what_a_killed_lab_has_left_is_removed_and_the_living_are_left_alone(internet: Internet) -> None:

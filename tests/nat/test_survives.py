@@ -1,9 +1,10 @@
 """Connections through NAT live through what happens to networks: 100 calls and 100 events a second go on meanwhile, and
 no event is lost. Each program is on a host of its own.
 
-Where a direct path alone ends, no call fails. Where everything ends at once, or a relay that carries something, calls
-can fail: what was on the way is sent again when iroh gives that path up, which for a relay's is after 30 s
-(RELAY_PATH_MAX_IDLE_TIMEOUT, no setting), and whoever calls 100 times a second has more calls waiting than may be."""
+Where a direct path is cut, or a spoke's address changes, no call fails. Where routers forget, or a relay ends that
+carries something, calls can fail: what was on the way is sent again when iroh gives that path up, which for a relay's
+is after 30 s (RELAY_PATH_MAX_IDLE_TIMEOUT, no setting), and whoever calls 100 times a second has more calls waiting
+than may be."""
 
 from __future__ import annotations
 
@@ -16,10 +17,14 @@ import pytest
 from tests.faults.gossiping import until
 from tests.nat.rig import Traffic, Wan, a_wan
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
+system = pytest.mark.system
 
 SOON = 20.0
 """Seconds in which a path is found; how fast it is in quiet is what `broker lab nat` measures."""
+AGAIN = 60.0
+"""Seconds in which a path is direct again when a public address has changed that nobody tells of: iroh asks for its own
+every 20 to 26 s."""
 RESTART = 10.0
 """Seconds in which all are back when the hub is, or another relay takes over."""
 STALL = 60.0
@@ -31,6 +36,7 @@ def _no_call_failed(traffic: Traffic) -> None:
     assert (calls["failed"], calls["connects"]) == ({}, 1), calls
 
 
+@system
 def test_the_relay_takes_over_when_the_direct_path_is_cut_and_gives_it_back(tmp_path: Path) -> None:
     with a_wan(tmp_path) as wan:
         traffic = wan.traffic()
@@ -43,17 +49,35 @@ def test_the_relay_takes_over_when_the_direct_path_is_cut_and_gives_it_back(tmp_
         _no_call_failed(traffic)
 
 
+@system
 def test_a_router_forgets_its_flows_and_goes_on_from_new_ports(tmp_path: Path) -> None:
     with a_wan(tmp_path) as wan:
         traffic = wan.traffic()
         traffic.wait_path("direct", SOON)
         wan.lans["near"].rebind()
+        traffic.wait_path("relay", SOON)
         traffic.flows(STALL)
         wan.lans["hub"].rebind()
         traffic.flows(STALL)
         traffic.ends()
 
 
+@pytest.mark.unmet
+def test_no_call_fails_when_the_routers_forget_their_flows(tmp_path: Path) -> None:
+    """It did in 23 runs of 25 (2026-11-29). In two the answers that came by the relay could not be read for 10 s: they
+    waited behind something that was lost with the direct path, it seems (docs/decisions/0011)."""
+    with a_wan(tmp_path) as wan:
+        traffic = wan.traffic()
+        traffic.wait_path("direct", SOON)
+        wan.lans["near"].rebind()
+        traffic.wait_path("relay", SOON)
+        traffic.flows(SOON)
+        wan.lans["hub"].rebind()
+        traffic.flows(SOON)
+        _no_call_failed(traffic)
+
+
+@system
 def test_a_spokes_address_changes(tmp_path: Path) -> None:
     with a_wan(tmp_path) as wan:
         traffic = wan.traffic()
@@ -64,6 +88,7 @@ def test_a_spokes_address_changes(tmp_path: Path) -> None:
         _no_call_failed(traffic)
 
 
+@system
 def test_the_hubs_own_address_changes_and_then_its_routers(tmp_path: Path) -> None:
     with a_wan(tmp_path) as wan:
         traffic = wan.traffic()
@@ -72,11 +97,13 @@ def test_the_hubs_own_address_changes_and_then_its_routers(tmp_path: Path) -> No
         traffic.flows(STALL)
         traffic.wait_path("direct", SOON)
         wan.lans["hub"].redial()
+        traffic.wait_path("relay", SOON)
         traffic.flows(STALL)
-        traffic.wait_path("direct", SOON)
+        traffic.wait_path("direct", AGAIN)
         traffic.ends()
 
 
+@system
 def test_who_is_on_a_direct_path_for_a_while_does_not_miss_the_relay(tmp_path: Path) -> None:
     with a_wan(tmp_path) as wan:
         traffic = wan.traffic()
@@ -92,6 +119,7 @@ def test_who_is_on_a_direct_path_for_a_while_does_not_miss_the_relay(tmp_path: P
         traffic.ends()
 
 
+@system
 def test_nobody_misses_the_relay_as_soon_as_all_are_direct(tmp_path: Path) -> None:
     """Who is not, when the only relay dies, has no way: the hub's router lets in nobody unasked."""
     with a_wan(tmp_path) as wan:
@@ -112,6 +140,7 @@ def _paths(wan: Wan) -> set[str]:
     return {row["path"] for row in page["rows"] if row["name"] != "broker call"}
 
 
+@system
 @pytest.mark.parametrize("name", ["relay1", "relay2"])
 def test_one_relay_of_two_is_stopped_for_ever(tmp_path: Path, name: str) -> None:
     """Either of them: all are at home on one. Calls that are under way over it fail."""
@@ -124,6 +153,7 @@ def test_one_relay_of_two_is_stopped_for_ever(tmp_path: Path, name: str) -> None
         traffic.ends()
 
 
+@system
 def test_who_needs_the_relay_goes_on_when_it_is_there_again(tmp_path: Path) -> None:
     """Calls can fail meanwhile: there is no way."""
     with a_wan(tmp_path, hub="symmetric", spokes="symmetric") as wan:
@@ -142,6 +172,7 @@ def calls_go(wan: Wan) -> None:
     assert (call.status(3 * SOON), call.rows()) == (0, [7]), call.errors
 
 
+@system
 def test_a_hub_behind_nat_is_killed_and_started_again(tmp_path: Path) -> None:
     with a_wan(tmp_path) as wan:
         traffic = wan.traffic()
