@@ -9,37 +9,11 @@ from collections.abc import Sequence
 from typing import Final, final
 
 __all__ = [
-    "BATCH",
-    "CALLS",
-    "CLOSED",
-    "DATAGRAM",
-    "DIAL_FAILED",
-    "DRAINED",
-    "FRAMES",
-    "HEAD",
-    "LAGGED",
-    "NEIGHBOUR",
-    "OPENED",
-    "SWARM_DRAINED",
-    "TOPICS",
-    "ConnectionStats",
-    "Endpoint",
-    "Group",
-    "Overview",
-    "Relay",
-    "Swarm",
-    "drive",
-    "event_hash",
-    "forget",
-    "generate_secret",
-    "node_id",
-    "open_batch",
-    "runtime_stats",
-    "sign",
-    "start_thread",
-    "topic_id",
-    "verify",
-]
+    "BATCH", "CALLS", "CLOSED", "DATAGRAM", "DIAL_FAILED", "DRAINED", "FRAMES", "HEAD", "LAGGED", "NEIGHBOUR",
+    "OPENED", "SWARM_DRAINED", "TOPICS", "ConnectionStats", "Endpoint", "Frames", "Group", "Overview", "Relay",
+    "Swarm", "drive", "event_hash", "forget", "generate_secret", "node_id", "open_batch", "runtime_stats", "sign",
+    "start_thread", "topic_id", "verify",
+]  # fmt: skip
 
 # Inbox item kinds: the first member of each tuple that Endpoint.drain returns.
 OPENED: Final[int]  # (OPENED, conn: int, node_id: str, incoming: bool, token: int)
@@ -249,11 +223,15 @@ class Endpoint:
         does not admit us is usually OPENED first and then CLOSED with its code; DIAL_FAILED with it is possible.
         ValueError for a malformed NodeId or address, broker.errors.Closed after close."""
 
-    def send(self, conn: int, frames: bytes | Sequence[bytes], lane: int = ...) -> bool:
+    def send(self, conn: int, frames: bytes | Sequence[bytes] | Frames, lane: int = ...) -> bool:
         """Queues one payload, or several in one go, all or none. False: the lane is full (DRAINED follows) or the
         connection is gone (its CLOSED is in the inbox or was). ValueError for an empty payload or one above
         max_frame_bytes. ``lane`` is CALLS unless given. A lane with nothing queued takes any single send whose payloads
         are within max_frame_bytes."""
+
+    def pack(self, frames: Sequence[bytes]) -> Frames:
+        """Frames payloads once, to be sent to one connection after the other: they share the buffer. ValueError as for
+        :meth:`send`."""
 
     def send_datagram(self, conn: int, payload: bytes) -> bool:
         """One QUIC datagram, no order, no repair. True: QUIC sends it once, and whether it arrives nobody is told.
@@ -338,6 +316,10 @@ class Endpoint:
 
     def close(self, timeout: float = 2.0) -> None:
         """Closes all connections (code 1) and the socket; for ``timeout`` s at most peers may hear it. Idempotent."""
+
+@final
+class Frames:
+    """What :meth:`Endpoint.pack` makes."""
 
 @final
 class Group:

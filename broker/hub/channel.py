@@ -3,7 +3,7 @@ topics.py change them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from broker import _gossip_ext as ext
 from broker.hub.metrics import TopicCounters
@@ -13,7 +13,14 @@ from broker.protocol.ring import MAX_AUTHORS, Ring
 if TYPE_CHECKING:
     from broker.hub.swarm import TopicSwarm
 
-__all__ = ["Channel", "head_of", "lost_frame"]
+__all__ = ["Channel", "Feed", "head_of", "lost_frame"]
+
+
+class Feed(NamedTuple):
+    """What was read for a reader. ``events`` of the frames are no ``topic.lost``."""
+
+    frames: list[bytes] | ext.Frames
+    events: int
 
 
 class Channel:
@@ -46,8 +53,8 @@ class Channel:
         """Events since the last acknowledgements."""
         self.pending: list[bytes] = []
         """Appended to the ring and not yet fanned out."""
-        self.leftover: dict[int, list[bytes]] = {}
-        """Readers, and what was read for each that its queue did not take: one feed at most."""
+        self.leftover: dict[int, Feed | None] = {}
+        """Readers, and what was read for each that its queue did not take."""
         self.paused: set[int] = set()
         self.authors: dict[tuple[str, str], int] = {}
         """(author, epoch) -> the peer that last published under it: where acknowledgements go."""

@@ -11,15 +11,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from broker import _gossip_ext as ext
-from broker.hub.channel import Channel, head_of, lost_frame
+from broker.hub.channel import Channel, Feed, head_of, lost_frame
 from broker.hub.fan_out import FanOut
 from broker.protocol.codec import encode
+from broker.protocol.cursor import Batch
 from broker.protocol.routing import Subscriptions
 
 __all__ = ["Readers"]
 
 FEED_EVENTS, FEED_BYTES = 512, 262_144
 """What a reader is fed at a time: a quarter of a connection's lane, so that the feeds of several topics fit in it."""
+
+MAX_PACKED = 16
+"""Feeds that are kept framed: 4 MiB, or as many frames if those are larger. They go when nobody is behind any more."""
 
 MAX_REPAIRS_WAITING = 256
 """Repairs of one peer that wait for room in its queue."""
@@ -31,8 +35,6 @@ KEPT = 0.3
 spoke/swarms.py, 0.25 s at most). They go with the next batch after that."""
 
 _Answer = tuple[list[bytes], list[tuple[int, int]], list[bytes]]
-
-LOST_FRAME = b'{"type":"topic.lost"'
 
 
 class Readers:
@@ -57,6 +59,8 @@ class Readers:
         """Repairs that a peer asked for and whose answer its queue did not take yet."""
         self._answers: dict[tuple[Channel, str, str, int, int], tuple[float, _Answer]] = {}
         """What was asked for of late, and until when it is kept."""
+        self._packed: dict[tuple[Channel, int, int], ext.Frames] = {}
+        """By the place of the first and their number."""
         self.channels: set[Channel] = set()
         """Those that have readers: the ones to look after as time passes."""
 
@@ -97,32 +101,44 @@ class Readers:
         self._fan_out.flush(channel)
         ring, now = channel.ring, time.monotonic()
         while peer in channel.leftover:
-            frames = channel.leftover[peer]
-            if frames:
-                channel.leftover[peer] = []
-                caught_up = False
-            else:
+            caught_up = False
+            if (feed := channel.leftover[peer]) is None:
                 batch = ring.read(peer, FEED_EVENTS, FEED_BYTES, now)
-                frames, caught_up = self._lost_frames(channel, peer, batch.lost) + batch.frames, batch.caught_up
-            if frames and not self._endpoint.send(peer, frames, ext.TOPICS):
-                channel.leftover[peer] = frames
+                feed, caught_up = self._feed_of(channel, peer, batch), batch.caught_up
+            if feed.frames and not self._endpoint.send(peer, feed.frames, ext.TOPICS):
+                channel.leftover[peer] = feed
                 self._hungry.setdefault(peer, set()).add(channel.topic)
                 break
-            self._count_read(channel, frames)
+            channel.leftover[peer] = None
+            self._count_read(channel, feed.events)
             if caught_up:
                 self.rejoin(channel, peer)
-            elif not frames:
+            elif not feed.frames:
                 break  # the ring has nothing for it now
         self._fan_out.released(channel)
         return peer in channel.leftover
 
-    def _count_read(self, channel: Channel, frames: list[bytes]) -> None:
-        events = sum(not frame.startswith(LOST_FRAME) for frame in frames)
+    def _feed_of(self, channel: Channel, peer: int, batch: Batch) -> Feed:
+        """Many read the same when the publishers are faster than the connections: it is framed once for all of them,
+        and they share the buffer."""
+        frames, events = batch.frames, len(batch.frames)
+        if batch.lost:
+            return Feed([*self._lost_frames(channel, peer, batch.lost), *frames], events)
+        if not events or batch.indexes[-1] - batch.indexes[0] >= events:
+            return Feed(frames, events)  # it has some of it already: nobody else's feed
+        key = (channel, batch.indexes[0], events)
+        if (packed := self._packed.get(key)) is None:
+            while len(self._packed) >= MAX_PACKED:
+                del self._packed[next(iter(self._packed))]
+            packed = self._packed[key] = self._endpoint.pack(frames)
+        return Feed(packed, events)
+
+    def _count_read(self, channel: Channel, events: int) -> None:
         channel.counters.delivered += events
         channel.counters.repaired += events
 
     def add(self, channel: Channel, peer: int) -> None:
-        channel.leftover.setdefault(peer, [])
+        channel.leftover.setdefault(peer, None)
         self.channels.add(channel)
 
     def end(self, channel: Channel, peer: int) -> None:
@@ -207,7 +223,7 @@ class Readers:
                     self._fan_out.limited("repairs")
                 waiting.append((topic, author, epoch, first, last))
                 return
-            self._count_read(channel, frames)
+            self._count_read(channel, len(frames))
             lost = sum(b - a + 1 for a, b in missing)
             channel.counters.lost += lost
             self._dropped(peer, lost)
@@ -231,7 +247,9 @@ class Readers:
         return answer
 
     def settle(self) -> None:
-        """The batch is over: answers that were kept for long enough go, the oldest first."""
+        """The batch is over: answers that were kept long enough go, the oldest first, and feeds that nobody needs."""
+        if not self.channels:
+            self._packed.clear()
         now = time.monotonic() if self._answers else 0.0
         while self._answers and self._answers[oldest := next(iter(self._answers))][0] <= now:
             del self._answers[oldest]

@@ -6,6 +6,7 @@ Not here: any rule. They are all in ring.py.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -50,7 +51,7 @@ class Batch(NamedTuple):
     frames: list[bytes]
     lost: list[Lost]
     caught_up: bool
-    indexes: list[int]
+    indexes: Sequence[int]
 
 
 class Demoted(NamedTuple):

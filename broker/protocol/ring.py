@@ -24,10 +24,12 @@ too: what was read leaves the ring only then. Not here: sending, and what a fram
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from itertools import islice
 from typing import Final
 
 from broker.protocol.cursor import Batch, Cursor, Demoted, Disconnect, Head, Lost, Outcome, Source, Span
+from broker.protocol.entries import Entries
 from broker.protocol.patience import Patience
 from broker.protocol.place import RingSince, already_had
 from broker.protocol.routing import Peer, SubscribeOptions
@@ -51,10 +53,6 @@ MAX_READERS: Final = 20_000
 """One a connection, and a process has 20,000 open files at most."""
 
 _NEVER: Final = 2**63
-_SLACK: Final = 1_024
-"""Evicted places are cut off the list of entries when there are so many, and as many as entries."""
-
-_Entry = tuple[Source, int, bytes]
 
 
 class Ring:
@@ -64,8 +62,7 @@ class Ring:
 
     def __init__(self, capacity_events: int = CAPACITY_EVENTS, capacity_bytes: int = CAPACITY_BYTES) -> None:
         self._capacity_events, self._capacity_bytes = capacity_events, capacity_bytes
-        self._entries: list[_Entry | None] = []
-        self._base = 0
+        self._entries = Entries()
         self.first_index = self.next_index = 0
         self.bytes = 0
         self.held = False
@@ -99,7 +96,7 @@ class Ring:
             return Outcome.DUPLICATE
         source.newest = seq
         source.indexes.append(self.next_index)
-        self._entries.append((source, seq, frame))
+        self._entries.append(source, seq, frame)
         self.next_index += 1
         self.bytes += len(frame)
         if not source.dirty:
@@ -176,14 +173,14 @@ class Ring:
         b = min(b, source.newest)
         following = a
         for index in islice(source.indexes, self._place(source, a), None):
-            _, seq, frame = self._entry(index)
+            _, seq = self._entries.of(index)
             if seq > b:
                 break
             if len(frames) >= max_events:
                 return Span(frames, missing)
             if seq > following:
                 missing.append((following, seq - 1))
-            frames.append(frame)
+            frames.append(self._entries.frame(index))
             following = seq + 1
         if following <= b:
             missing.append((following, b))
@@ -215,7 +212,7 @@ class Ring:
             # Given back unsent, so not passed either: who refuses everything must lose its patience.
             one.caught_up = False
             one.passed_events -= one.index - index
-            one.passed_bytes -= sum(len(self._entry(at)[2]) for at in range(max(index, self.first_index), one.index))
+            one.passed_bytes -= self._entries.bytes(max(index, self.first_index), one.index)
             one.index = index
         if one.index < self.first_index and one.marks is None:
             one.marks = {}
@@ -283,25 +280,36 @@ class Ring:
         self._stale = True
         return Batch(frames, lost, one.caught_up, indexes)
 
-    def _advance(self, one: Cursor, max_events: int, max_bytes: int) -> tuple[list[bytes], list[int]]:
+    def _advance(self, one: Cursor, max_events: int, max_bytes: int) -> tuple[list[bytes], Sequence[int]]:
+        """Many readers read the same, so this takes no step for each event; except for who has some of them already."""
+        begin = one.index
+        frames: list[bytes]
+        indexes: Sequence[int]
+        if one.skip:
+            frames, indexes, one.index = self._unskipped(begin, one.skip, max_events, max_bytes)
+        else:
+            one.index = self._entries.end_of(begin, max_events, max_bytes)
+            frames, indexes = self._entries.frames(begin, one.index), range(begin, one.index)
+        one.passed_events += one.index - begin
+        one.passed_bytes += self._entries.bytes(begin, one.index)
+        return frames, indexes
+
+    def _unskipped(
+        self, index: int, skip: dict[Source, int], max_events: int, max_bytes: int
+    ) -> tuple[list[bytes], list[int], int]:
         frames: list[bytes] = []
         indexes: list[int] = []
-        skip, end = one.skip, self.next_index
-        index = one.index
-        while index < end:
-            source, seq, frame = self._entry(index)
-            size = len(frame)
-            if not (skip and seq <= skip.get(source, 0)):
-                max_bytes -= size
+        while index < self.next_index:
+            source, seq = self._entries.of(index)
+            if seq > skip.get(source, 0):
+                frame = self._entries.frame(index)
+                max_bytes -= len(frame)
                 if len(frames) >= max_events or (frames and max_bytes < 0):
                     break
                 frames.append(frame)
                 indexes.append(index)
-            one.passed_bytes += size
             index += 1
-        one.passed_events += index - one.index
-        one.index = index
-        return frames, indexes
+        return frames, indexes, index
 
     # -- time
 
@@ -356,18 +364,13 @@ class Ring:
 
     # -- the entries
 
-    def _entry(self, index: int) -> _Entry:
-        entry = self._entries[index - self._base]
-        assert entry is not None, "an entry is read only while it is in the ring"
-        return entry
-
     def _place(self, source: Source, seq: int) -> int:
         """Where in ``source.indexes`` the first number not below ``seq`` is."""
-        return bisect_left(source.indexes, seq, key=lambda index: self._entry(index)[1])
+        return bisect_left(source.indexes, seq, key=lambda index: self._entries.of(index)[1])
 
     def _oldest(self, source: Source) -> int:
         """The oldest number of a source that can be read, or the next one to come."""
-        return self._entry(source.indexes[0])[1] if source.indexes else source.newest + 1
+        return self._entries.of(source.indexes[0])[1] if source.indexes else source.newest + 1
 
     def _left_out(self, source: Source, had: int) -> list[Lost]:
         """What of a source has left the ring after the number ``had``."""
@@ -418,20 +421,13 @@ class Ring:
     def _evict(self) -> None:
         if self.first_index >= self._floor:
             self._overtake()
-        at = self.first_index - self._base
-        entry = self._entries[at]
-        assert entry is not None
-        source, _, frame = entry
-        self._entries[at] = None
-        self.bytes -= len(frame)
+        source, size = self._entries.give_up(self.first_index)
+        self.bytes -= size
         self.first_index += 1
         source.indexes.popleft()
         if not source.indexes and source in self._orphans:
             del self._orphans[source]
             self._remember(source)
-        if at >= _SLACK and at * 2 >= len(self._entries):
-            del self._entries[: at + 1]
-            self._base = self.first_index
 
     def _overtake(self) -> None:
         """The oldest entry goes: who has not read it is told, at its next `read`, what it misses."""

@@ -198,9 +198,9 @@ impl Link {
         self.queue(|outbox| outbox.push(lane, payloads))
     }
 
-    /// Queues shared frames on TOPICS, all or none.
-    pub fn send_shared(self: &Arc<Self>, shared: &Shared) -> Sent {
-        self.queue(|outbox| outbox.push_shared(shared))
+    /// Queues shared frames on a lane, all or none.
+    pub fn send_shared(self: &Arc<Self>, lane: usize, shared: &Shared) -> Sent {
+        self.queue(|outbox| outbox.push_shared(lane, shared))
     }
 
     /// Hands a datagram to QUIC, or counts why not.

@@ -19,10 +19,10 @@ use crate::bind::{self, Settings};
 use crate::close::{self, Close};
 use crate::connection::{Bounds, Flown, Link, Sent};
 use crate::error::{Error, Result};
-use crate::fanout::Group;
+use crate::fanout::{Frames, Group};
 use crate::gossip::MESSAGE_BYTES;
 use crate::hub::{Core, Options};
-use crate::outbox::{CALLS, TOPICS};
+use crate::outbox::{CALLS, Shared, TOPICS};
 use crate::overview::Overview;
 use crate::relays::{Authorities, Relays};
 use crate::stats::ConnectionStats;
@@ -296,6 +296,8 @@ impl Endpoint {
             self.queue(conn, |link| {
                 link.send(lane, std::iter::once(single.as_bytes()))
             })
+        } else if let Ok(packed) = frames.cast::<Frames>() {
+            self.queue(conn, |link| link.send_shared(lane, &packed.get().0))
         } else {
             let frames = payloads(frames, options)?;
             if frames.is_empty() {
@@ -306,6 +308,12 @@ impl Endpoint {
             })
         };
         Ok(sent)
+    }
+
+    fn pack(&self, frames: &Bound<'_, PyAny>) -> PyResult<Frames> {
+        let frames = payloads(frames, &self.core.options)?;
+        let payloads = frames.iter().map(|frame| frame.as_bytes());
+        Ok(Frames(Shared::encode(payloads)))
     }
 
     fn send_datagram(&self, conn: u64, payload: &[u8]) -> Result<bool> {

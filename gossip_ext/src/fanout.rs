@@ -1,4 +1,4 @@
-//! Groups: the same bytes to many connections, framed once.
+//! The same bytes to many connections, framed once: to all of a group, or to one after the other.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,10 +10,15 @@ use pyo3::types::PyBytes;
 use crate::connection::{Flown, Link, Sent};
 use crate::endpoint::payloads;
 use crate::hub::Core;
-use crate::outbox::Shared;
+use crate::outbox::{Shared, TOPICS};
 
 /// Members from which the GIL is let go for the loop over them: below, taking it back costs more than the loop.
 const DETACH_FROM: usize = 64;
+
+/// Payloads that are framed once: all to whom they are sent share the buffer.
+#[pyclass(frozen, module = "broker._gossip_ext")]
+#[derive(Debug)]
+pub struct Frames(pub Shared);
 
 /// Connections that get the same bytes.
 #[pyclass(frozen, module = "broker._gossip_ext")]
@@ -61,7 +66,7 @@ impl Group {
     fn spread(&self, shared: &Shared) -> Vec<u64> {
         let mut full = Vec::new();
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
-        members.retain(|&id, link| match link.send_shared(shared) {
+        members.retain(|&id, link| match link.send_shared(TOPICS, shared) {
             Sent::Queued => true,
             Sent::Gone => false,
             Sent::Full => {

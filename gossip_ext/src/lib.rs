@@ -52,7 +52,7 @@ mod _gossip_ext {
     #[pymodule_export]
     use crate::endpoint::Endpoint;
     #[pymodule_export]
-    use crate::fanout::Group;
+    use crate::fanout::{Frames, Group};
     #[pymodule_export]
     use crate::keys::{generate_secret, node_id, sign, verify};
     #[pymodule_export]

@@ -189,9 +189,9 @@ impl Outbox {
         Push::Queued
     }
 
-    /// Queues shared frames on TOPICS, all or none.
-    pub fn push_shared(&mut self, shared: &Shared) -> Push {
-        let lane = &mut self.lanes[TOPICS];
+    /// Queues shared frames, all or none.
+    pub fn push_shared(&mut self, lane: usize, shared: &Shared) -> Push {
+        let lane = &mut self.lanes[lane];
         if !lane.admits(shared.bytes) {
             return Push::Full;
         }
@@ -311,9 +311,9 @@ mod tests {
         let large = Shared::encode([&[9u8; 2000][..]].into_iter());
         let small = Shared::encode([&b"s"[..], b"u"].into_iter());
         push(&mut outbox, TOPICS, &[b"a"]);
-        outbox.push_shared(&small);
-        outbox.push_shared(&large);
-        outbox.push_shared(&small);
+        outbox.push_shared(TOPICS, &small);
+        outbox.push_shared(TOPICS, &large);
+        outbox.push_shared(TOPICS, &small);
         let batch = outbox.take().unwrap();
         let mut decoder = frame::Decoder::new(5000);
         decoder.feed(&flat(&batch));

@@ -68,6 +68,50 @@ def test_a_connection_that_ends_leaves() -> None:
         assert len(group) == 0
 
 
+def test_what_is_packed_goes_to_one_after_the_other_and_keeps_its_place() -> None:
+    with ExitStack() as stack:
+        h = stack.enter_context(hub())
+        spokes = [stack.enter_context(node()) for _ in range(3)]
+        ends = [connect(spoke, h) for spoke in spokes]
+        events = [b"%d" % number + b"." * (number * 7 % 3000) for number in range(200)]
+        packed = h.endpoint.pack(events)
+        for spoke, (near, far) in zip(spokes, ends, strict=True):
+            for lane in (ext.TOPICS, ext.CALLS):
+                assert h.endpoint.send(far, b"first", lane)
+                assert h.endpoint.send(far, packed, lane)
+                assert h.endpoint.send(far, [b"last"], lane)
+                assert spoke.frames(near, len(events) + 2) == [b"first", *events, b"last"]
+            stats = h.endpoint.stats(far)
+            assert stats is not None
+            assert stats.frames_sent == 2 * (len(events) + 2)
+
+
+def test_what_is_packed_is_taken_as_a_whole_or_not_at_all() -> None:
+    with hub(topics_queue_bytes=300_000) as h, node(inbox_bytes=100_000) as deaf:
+        near, far = connect(deaf, h)
+        packed = h.endpoint.pack([b"a" * 40_000, b"b" * 40_000])
+        sent = 0
+        while h.endpoint.send(far, packed, ext.TOPICS):
+            sent += 1
+            assert sent < 1000, "no bound"
+        assert h.endpoint.counters()["lane_full"] == 1
+        assert [frame[:1] for frame in deaf.frames(near, 2 * sent)] == [b"a", b"b"] * sent
+        assert h.wait(ext.DRAINED)[1] == far
+        assert h.endpoint.send(far, packed, ext.TOPICS)
+        deaf.endpoint.close_connection(near, 0, "")
+        h.wait(ext.CLOSED, conn=far)
+        assert not h.endpoint.send(far, packed, ext.TOPICS)
+
+
+def test_only_what_can_be_sent_is_packed() -> None:
+    with hub(max_frame_bytes=100) as h:
+        for wrong in ([b"x", b""], [b"x" * 101]):
+            with pytest.raises(ValueError, match=r"empty|above max_frame_bytes"):
+                h.endpoint.pack(wrong)
+        with pytest.raises(TypeError):
+            h.endpoint.pack(["text"])  # type: ignore[list-item]
+
+
 def test_groups_and_sends_keep_one_order() -> None:
     with hub() as h, node() as s:
         near, far = connect(s, h)

@@ -67,6 +67,9 @@ class FakeEndpoint:
         self.sent += (Sent(conn, frame) for frame in ([frames] if isinstance(frames, bytes) else frames))
         return True
 
+    def pack(self, frames: Sequence[bytes]) -> tuple[bytes, ...]:
+        return tuple(frames)
+
     def close_connection(self, conn: int, code: int, reason: str) -> None:
         if conn in self.live:
             self.gone(conn)

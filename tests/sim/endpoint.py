@@ -61,6 +61,9 @@ class SimEndpoint:
                 self.handed += not payload.startswith(CONTROL)
         return took
 
+    def pack(self, frames: Sequence[bytes]) -> tuple[bytes, ...]:
+        return tuple(frames)
+
     def dial(self, token: int, node_id: str, addrs: Sequence[str], relay_urls: Sequence[str]) -> None:
         """Everybody is found by its NodeId here."""
         self.dials(token, node_id)

@@ -64,10 +64,12 @@ def duplicates_by_content(patch: pytest.MonkeyPatch) -> None:
     append = Ring.append
 
     def by_content(self: Ring, author: str, epoch: str, seq: int, frame: bytes) -> Outcome:
-        last = next((entry for entry in reversed(self._entries) if entry is not None), None)
-        if last is not None and orjson.loads(last[2])["detail"] == orjson.loads(frame)["detail"]:
-            self._sources[last[0].author, last[0].epoch].newest = seq
-            return Outcome.DUPLICATE
+        if len(self):
+            last = self.next_index - 1
+            if orjson.loads(self._entries.frame(last))["detail"] == orjson.loads(frame)["detail"]:
+                source, _ = self._entries.of(last)
+                self._sources[source.author, source.epoch].newest = seq
+                return Outcome.DUPLICATE
         return append(self, author, epoch, seq, frame)
 
     patch.setattr(Ring, "append", by_content)
