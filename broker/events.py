@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from broker.protocol.codec import Message
 
 __all__ = ["Event"]
 
 
-class Event(NamedTuple):
+class Event(Message):
     """An event as it was published. ``type`` is its topic."""
 
-    type: str
-    detail: Any
-    meta: dict[str, Any]
-    """``author`` (NodeId), ``epoch``, ``seq`` and what else came with it. Of a datagram ``carrier`` says so, and there
-    is neither ``epoch`` nor ``seq``."""
+    __slots__ = ()
+    if TYPE_CHECKING:
+        meta: dict[str, Any]
+        """``author`` (NodeId), ``epoch``, ``seq`` and what else came with it. Of a datagram ``carrier`` says so, and
+        there is neither ``epoch`` nor ``seq``."""
 
     @property
     def author(self) -> str:

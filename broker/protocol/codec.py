@@ -13,7 +13,7 @@ in Rust; :class:`FrameReader` serves streams of other libraries.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, overload
 
 import orjson
 
@@ -56,8 +56,16 @@ class Message(NamedTuple):
     meta: dict[str, Any] | None
 
 
-def decode(frame: bytes) -> Message:
-    """The message in one frame's payload. FrameError with code 16, 19, 20, 21 or 22 names what is wrong with it."""
+M = TypeVar("M", bound=Message)
+
+
+@overload
+def decode(frame: bytes) -> Message: ...
+@overload
+def decode(frame: bytes, into: type[M]) -> M: ...
+def decode(frame: bytes, into: type[Message] = Message) -> Message:
+    """The message in one frame's payload, as one of a class of the caller's. FrameError with code 16, 19, 20, 21 or 22
+    names what is wrong with it."""
     try:
         value = orjson.loads(frame)
     except orjson.JSONDecodeError as error:
@@ -72,7 +80,7 @@ def decode(frame: bytes) -> Message:
     if len(frame) > 2 * MAX_NESTING:
         _check_nesting(value)
     meta = value.get("meta")
-    return _new(Message, (kind, value.get("detail"), meta if type(meta) is dict else None))
+    return _new(into, (kind, value.get("detail"), meta if type(meta) is dict else None))
 
 
 def encode(type: str, detail: Any, meta: dict[str, Any] | None = None) -> bytes:

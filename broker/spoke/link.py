@@ -19,7 +19,8 @@ from typing import Any
 from broker import _gossip_ext as ext
 from broker.border import SwarmHandler, attach, explain
 from broker.errors import Closed, ConnectError, ConnectionLost, EventTooLarge, FrameError, Refused, Unreachable
-from broker.protocol.codec import Message, decode, encode
+from broker.events import Event
+from broker.protocol.codec import decode, encode
 from broker.protocol.named import Named
 from broker.protocol.registration import parse
 from broker.protocol.ticket import Ticket
@@ -64,7 +65,7 @@ class Link:
         self.hubs_reason = Hubs(secret, options.hubs, self._take_incoming)
         self.others = Connections(lambda: self.endpoint, Door([self.hubs_reason]))
         self.receivers: dict[str, Receiver] = {}
-        self.on_events: Callable[[list[Message]], None] = lambda _messages: None
+        self.on_events: Callable[[list[Event]], None] = lambda _messages: None
         self.on_datagram: Callable[[bytes], None] = lambda _payload: None
         self.on_up: Callable[[Any], None] = lambda _hub_registration: None
         self.on_down: Callable[[], None] = lambda: None
@@ -300,12 +301,12 @@ class Link:
             if conn != self._conn:  # else its first frame has just made it the hub
                 return
         receivers, named = self.receivers, self.named
-        events: list[Message] = []
+        events: list[Event] = []
         topic = None
         try:
             try:
                 for frame in frames:
-                    message = decode(frame)
+                    message = decode(frame, Event)
                     if named.known and not named.right(message, frame):
                         continue  # a hole still, and asked for again
                     kind = message.type

@@ -192,7 +192,7 @@ class Subscriptions:
         self._holey.update(self._all)
         self._mind_holes()
 
-    def on_events(self, messages: list[Message]) -> None:
+    def on_events(self, messages: list[Event]) -> None:
         """Events in the order of arrival. Those that follow each other in one author's sequence are handled as one."""
         now = time.monotonic()
         self.received += len(messages)
@@ -394,13 +394,12 @@ def _place_of_event(topic: str, meta: dict[str, Any]) -> tuple[str, str, int]:
     return author, epoch, seq
 
 
-def _run(messages: list[Message], at: int, author: str, epoch: str, seq: int) -> list[Event]:
+def _run(messages: list[Event], at: int, author: str, epoch: str, seq: int) -> list[Event]:
     """The event ``messages[at]``, and what comes after it both there and in its sequence."""
-    topic = messages[at].type
-    events = [_new(Event, messages[at])]
-    for index in range(at + 1, min(at + RUN_EVENTS, len(messages))):
-        message = messages[index]
-        kind, _, meta = message
+    topic, end = messages[at].type, at + 1
+    most = min(at + RUN_EVENTS, len(messages))
+    while end < most:
+        kind, _, meta = messages[end]
         seq += 1
         if kind != topic or meta is None:
             break
@@ -408,8 +407,8 @@ def _run(messages: list[Message], at: int, author: str, epoch: str, seq: int) ->
         number = get("seq")
         if number != seq or type(number) is not int or get("author") != author or get("epoch") != epoch:
             break
-        events.append(_new(Event, message))
-    return events
+        end += 1
+    return messages[at:end]
 
 
 def _place_of(detail: Any, key: str) -> tuple[str, str, str, int]:

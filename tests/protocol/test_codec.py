@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.errors import FrameError
+from broker.events import Event
 from broker.protocol.codec import (
     MAX_NESTING,
     MAX_REQUEST_ID,
@@ -213,3 +214,12 @@ def test_a_reader_holds_less_than_a_frame() -> None:
 def test_an_empty_frame_is_not_written(payload: bytes) -> None:
     with pytest.raises(ValueError, match="holds 1 to"):
         frame(payload)
+
+
+def test_a_message_is_read_as_what_the_caller_wants_it_to_be() -> None:
+    written = encode("a.b", [1], {"author": "x", "seq": 7})
+    event = decode(written, Event)
+    assert type(event) is Event
+    assert (event.author, event.seq, event.reliable) == ("x", 7, True)
+    assert event == decode(written) == Message("a.b", [1], {"author": "x", "seq": 7})
+    assert repr(event) == "Event(type='a.b', detail=[1], meta={'author': 'x', 'seq': 7})"

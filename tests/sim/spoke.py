@@ -14,7 +14,8 @@ from typing import Any, cast
 
 from broker import _gossip_ext as real
 from broker.errors import BrokerError, FrameError, TopicError
-from broker.protocol.codec import Message, decode, encode
+from broker.events import Event as Handed
+from broker.protocol.codec import decode, encode
 from broker.protocol.named import Named
 from broker.protocol.publication import PublicationLimits
 from broker.protocol.registration import GossipPlace, Operation, Registration, parse, to_detail
@@ -251,10 +252,10 @@ class SimSpoke(Process):
             self.run(self._arrived, frames)
 
     def _arrived(self, frames: list[bytes]) -> None:
-        events: list[Message] = []
+        events: list[Handed] = []
         try:
             for frame in frames:
-                message = decode(frame)
+                message = decode(frame, Handed)
                 receiver = self._receivers.get(message.type)
                 if receiver is not None:
                     if events:
