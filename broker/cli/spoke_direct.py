@@ -19,6 +19,7 @@ COUNTS = {
     "denied": "Of those that came, the ones that no grant covers.",
     "again": "Calls asked once more by way of the hub, since their direct connection ended.",
     "resumed": "The same, at the spoke that was asked.",
+    "forgotten": "Calls and streams stopped, since their direct connection had ended and nobody asked for them again.",
     "cut": "Direct connections and grants that the hub has taken back.",
 }
 

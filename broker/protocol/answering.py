@@ -169,6 +169,10 @@ class Answering:
         """The operation failed. Nothing when it had been cancelled."""
         return self._last(request_id, "call.error", error_detail(request_id, code, message, details))
 
+    def hold(self) -> None:
+        """The connection ended, and somebody may go on with what came by it: until he gives credit, streams wait."""
+        self._credit = dict.fromkeys(self._credit, 0)
+
     def lost(self, reason: str = "the connection was lost") -> list[Effect]:
         """The connection ended: everything stops."""
         ids = list(self._credit)

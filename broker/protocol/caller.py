@@ -214,6 +214,12 @@ class Caller:
         self._end(call)
         return [Send("call.aborted", {"requestId": request_id, "reason": reason})]
 
+    def moved(self, request_id: str) -> int:
+        """A stream goes another way from here on: the credit that it has there, beside the items that wait here."""
+        call = self._calls[request_id]
+        call.owed = 0
+        return max(call.window - call.waiting, 0)
+
     def tick(self, now: float) -> list[Effect]:
         """Fails what the hub has left without a word since its deadline."""
         effects: list[Effect] = []

@@ -15,6 +15,8 @@ REALM: Final = "realm/1"
 """The capability of a hub that shares topics with this one."""
 DIRECT: Final = "direct/1"
 """The capability of a spoke that takes introductions to others, and of a hub that makes them."""
+DIRECT_STREAMS: Final = "direct.streams/1"
+"""The capability of a spoke that goes on with a stream when it is asked again by way of the hub."""
 REALM_SCOPE: Final = "realm"
 """The scope of an invite that lets a further hub into the realm."""
 

@@ -24,7 +24,7 @@ from broker.protocol.deadlines import Deadlines
 from broker.protocol.registration import Operation
 from broker.spoke.operations import Call, Direct, Offer, plain
 
-__all__ = ["Answers", "current_call", "nobody_knows"]
+__all__ = ["Answers", "current_call", "nobody_knows", "unknown"]
 
 log = logging.getLogger("broker.spoke")
 
@@ -105,11 +105,22 @@ class Answers:
             self._cancel(task)
         self._answering.lost()
 
-    def stop(self, unwanted: Callable[[str], bool]) -> None:
-        """Ends some of the calls that run, as if they were aborted."""
-        for request_id in list(self._tasks):
-            if unwanted(request_id):
-                self.receive("call.aborted", {"requestId": request_id, "reason": "nobody waits for it"})
+    def hold(self) -> None:
+        """The connection is gone, and calls may be asked for again: they go on, and streams when there is credit."""
+        self._answering.hold()
+        self.drained()  # answers that wait for room are remembered, and need none
+
+    def allow(self, request_id: str, n: int) -> None:
+        """A stream may have credit for ``n`` items now."""
+        if (more := n - self._answering.credit(request_id)) > 0:
+            self.receive("call.credit", {"requestId": request_id, "n": more})
+
+    def stop(self, unwanted: Callable[[str], bool]) -> int:
+        """Ends some of the calls that run, as if they were aborted. How many."""
+        stopped = [request_id for request_id in self._tasks if unwanted(request_id)]
+        for request_id in stopped:
+            self.receive("call.aborted", {"requestId": request_id, "reason": "nobody waits for it"})
+        return len(stopped)
 
     def drained(self) -> None:
         """The path to the hub has room again."""
@@ -131,10 +142,6 @@ class Answers:
     @property
     def running(self) -> int:
         return len(self._tasks)
-
-    def __contains__(self, request_id: object) -> bool:
-        """Whether a call runs."""
-        return request_id in self._answering
 
     def _apply(self, effects: list[answering.Effect]) -> None:
         for effect in effects:
@@ -259,8 +266,9 @@ class Answers:
                 while (effects := self._answering.item(request_id, output)) is None:
                     credit = self._credit[request_id] = asyncio.Event()
                     await credit.wait()
-                if effects:
-                    await self._deliver(call, output)
+                if not effects:  # it is cancelled. Without a wait of its own it would never come to that
+                    return "ABORTED"
+                await self._deliver(call, output)
         if self._answering.ends(request_id):
             self._control("call.completed", {"requestId": request_id})
         return "OK"
@@ -314,10 +322,13 @@ def nobody_knows(start: answering.Start) -> Offer:
     """Answers a call that was asked before, and of which nothing is known: it may have run."""
 
     async def fails(_input: Any, _call: Call) -> Any:
-        message = f"{start.operation} may have been done; its answer is not kept here"
-        raise ExecutionFailed(message, retryable=True)
+        raise unknown(start.operation)
 
     return plain(Operation(start.operation), fails)
+
+
+def unknown(operation: str) -> ExecutionFailed:
+    return ExecutionFailed(f"{operation} may have been done; its answer is not kept here", retryable=True)
 
 
 async def _nothing() -> None:

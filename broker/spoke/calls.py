@@ -2,8 +2,8 @@
 
 Every wait has a deadline. A call that the program stops waiting for is aborted at the hub, which aborts what it caused.
 A call goes to the hub, or over a direct connection with the spoke that answers it (a `Way`); when that ends, what was
-asked there is asked again through the hub, once. Not here: answering (answers.py), and which way a call goes (ways of
-direct.py).
+asked there is asked again through the hub, once, and a stream goes on. Not here: answering (answers.py), and which way
+a call goes (ways of direct.py).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Protocol
 
 from broker.errors import CallError, EventTooLarge, ExecutionFailed, call_error
@@ -29,6 +30,8 @@ class Way(Protocol):
 
     asked: dict[str, tuple[dict[str, Any], float]]
     """Calls that went this way and have not ended: the call.requested, and when (loop time)."""
+    streams_again: bool
+    """Whether a stream can be asked for again by way of the hub."""
 
     def ask(self, detail: dict[str, Any]) -> bool:
         """False: there is no room. ValueError, EventTooLarge as of the link."""
@@ -207,22 +210,25 @@ class Calls:
             self._apply(self._caller.on(type, detail, time.monotonic()))
 
     def way_lost(self, way: Way, again: dict[str, Any] | None) -> None:
-        """It has ended. Its calls are asked again by way of the hub, with ``again`` and the requestId, for the time
-        that is left; the spoke that was asked knows which of them it has done. Its streams fail, retryable: an item
-        that was under way may have come or not. ``again`` is None when the hub does not know the word: it would ask
-        anybody."""
+        """It has ended. What was asked there is asked again by way of the hub, with ``again`` and the requestId, for
+        the time that is left; the spoke that was asked knows what it has done of it, and which items have come here.
+        ``again`` is None when the hub does not know the word: it would ask anybody."""
         now = self._loop.time()
         asked, way.asked = way.asked, {}
         for request_id, (detail, since) in asked.items():
             del self._ways[request_id]
             if request_id not in self._caller:
                 continue
-            left = detail["timeoutMs"] - (now - since) * 1000 if "timeoutMs" in detail else 0
-            if request_id in self._streams or left < 1 or again is None:
+            stream, left = request_id in self._streams, detail.get("timeoutMs", inf) - (now - since) * 1000
+            if again is None or left < 1 or (stream and not way.streams_again):
                 self._apply(self._caller.fail(request_id, "the direct connection to the spoke that answers was lost"))
                 continue
             self.again += 1
-            detail = {**detail, "timeoutMs": int(left), "again": {**again, "requestId": request_id}}
+            detail = {**detail, "again": {**again, "requestId": request_id}}
+            if left < inf:
+                detail["timeoutMs"] = int(left)
+            if stream:
+                detail["credit"] = self._caller.moved(request_id)
             why = "there is no hub to ask again by way of"
             try:
                 if self._send("call.requested", detail):

@@ -22,7 +22,7 @@ from broker.protocol.codec import decode, encode, request_id_of
 from broker.protocol.grants import BadGrant, Claims
 from broker.protocol.outcomes import Life
 from broker.protocol.registration import Kind, Operation, Registration, parse, to_detail
-from broker.protocol.wire import DIRECT, PROTOCOL_VERSION, CloseCode
+from broker.protocol.wire import DIRECT, DIRECT_STREAMS, PROTOCOL_VERSION, CloseCode
 from broker.spoke.answers import Answers
 from broker.spoke.operations import DirectCall
 
@@ -43,7 +43,7 @@ class DirectLink:
     """A connection and what both sides may do on it. It is the `Way` of the calls that are asked here."""
 
     def __init__(self, home: Directs, conn: int, node_id: str, *, dialled: bool, since: float) -> None:
-        self._home = home
+        self._home, self._outcomes = home, home.resuming.outcomes
         self.conn, self.node_id, self.dialled, self.since = conn, node_id, dialled, since
         self.registered = self.ended = False
         # Asking.
@@ -52,6 +52,7 @@ class DirectLink:
         """The other side has taken our grant."""
         self.operations: dict[str, Kind] = {}
         """What it lets us ask."""
+        self.streams_again = False
         self.name: str | None = None
         self._word = secrets.token_hex(8)
         self._heard = 0
@@ -60,7 +61,6 @@ class DirectLink:
         self.life: Life | None = None
         self.answers = Answers(home.offers, self._answer, self._last, call=DirectCall)
         self.answers.on_ended = lambda operation, code, seconds: home.on_ended(operation, code, seconds)
-        self._streams: set[str] = set()
         self._told: tuple[Operation, ...] | None = None
         # Sending.
         self._most = home.max_frame_bytes
@@ -71,7 +71,7 @@ class DirectLink:
             "hub.error": self._on_complaint,
             "call.requested": self._on_requested,
             "call.aborted": self._on_aborted,
-            "call.credit": lambda detail: self.answers.receive("call.credit", detail),
+            "call.credit": self._on_credit,
             **{type: self._hears(type) for type in ANSWERS},
         }
 
@@ -113,9 +113,8 @@ class DirectLink:
             self._queue(encode("call.error", error_detail(request_id, "ACCESS_DENIED", message)), request_id)
             return
         offer = self._home.offers.get(operation)
-        if offer is not None and offer.streams:
-            self._streams.add(request_id)
-        elif life is None or not self._home.resuming.outcomes.began(life, request_id):
+        stream = offer is not None and offer.streams
+        if life is None or not self._outcomes.began(life, request_id, operation, stream=stream):
             return  # it is known already
         detail["identity"] = {"id": self.node_id, "scopes": list(claims.scopes), "resources": {}}
         detail.pop("again", None)
@@ -124,41 +123,51 @@ class DirectLink:
 
     def _on_aborted(self, detail: Any) -> None:
         request_id = request_id_of(detail, "call.aborted")
-        self._streams.discard(request_id)
         if self.life is not None:
-            self._home.resuming.outcomes.aborted(self.life, request_id)
+            self._outcomes.drop(self.life, request_id)
         self.answers.receive("call.aborted", detail)
+
+    def _on_credit(self, detail: Any) -> None:
+        request_id = request_id_of(detail, "call.credit")
+        if self.life is not None:
+            self._outcomes.credited(self.life, request_id, detail.get("n"))
+        self.answers.receive("call.credit", detail)
 
     def _answer(self, type: str, detail: Any) -> bool:
         """A call's answer, or an item of a stream."""
         request_id = detail["requestId"]
         frame = self._sized(type, detail)
-        self._remember(request_id, frame)
-        if self.ended:
+        asked = None if self.life is None else self.life.calls.get(request_id)
+        if asked is None or not asked.stream:
+            self._remember(request_id, frame)
+            if self.ended:
+                return True
+            if not self._send(frame):
+                return False
+            self._sent(request_id)
             return True
-        if not self._send(frame):
+        if not self.ended and not self._send(frame):
             return False
-        self._sent(request_id)
+        self._outcomes.item(asked, frame)
+        self._home.resuming.came(asked)
         return True
 
     def _last(self, type: str, detail: Any) -> None:
         """A call's error, or the end of a stream."""
         request_id = detail["requestId"]
-        self._streams.discard(request_id)
         frame = encode(type, detail)
         self._remember(request_id, frame)
         if not self.ended:
             self._queue(frame, request_id)
 
     def _remember(self, request_id: str, frame: bytes) -> None:
-        if self.life is not None:
-            self._home.resuming.outcomes.ended(self.life, request_id, frame)
-            if self.ended:
-                self._home.resuming.answered(self.life, request_id, frame)
+        asked = None if self.life is None else self.life.calls.get(request_id)
+        if asked is not None and self._outcomes.ended(asked.life, request_id, frame):
+            self._home.resuming.came(asked)
 
     def _sent(self, request_id: str) -> None:
         if self.life is not None:
-            self._home.resuming.outcomes.sent(self.life, request_id)
+            self._outcomes.sent(self.life, request_id)
 
     # Who is there, and what is granted.
 
@@ -169,7 +178,7 @@ class DirectLink:
             operations=self._told,
             name=self._home.name(),
             protocol=PROTOCOL_VERSION,
-            capabilities=("call.credit", DIRECT),
+            capabilities=("call.credit", DIRECT, DIRECT_STREAMS),
             max_frame_bytes=self._home.max_frame_bytes,
         )
         grant = self._home.grant_for(self.node_id)
@@ -196,7 +205,7 @@ class DirectLink:
         if not self.registered:
             self.answers.connected(credited=True, max_frame_bytes=self._most)
         self.registered, self.name = True, registration.name
-        self.accepted = detail.get("granted") is True
+        self.accepted, self.streams_again = detail.get("granted") is True, DIRECT_STREAMS in registration.capabilities
         self.operations = {one.id: one.kind for one in registration.operations} if self.accepted else {}
         if (grant := detail.get("grant")) is not None:
             self._on_grant(grant)
@@ -251,12 +260,10 @@ class DirectLink:
         self._home.link_ended(self, code, reason)
 
     def end(self) -> None:
-        """It has ended. Calls that run here go on: they may be asked for again. Streams stop."""
+        """It has ended. What runs here goes on: it may be asked for again."""
         self.ended = True
         self._backlog.clear()
-        for request_id in list(self._streams):
-            self.answers.receive("call.aborted", {"requestId": request_id, "reason": "the connection was lost"})
-        self.answers.drained()  # answers that wait for room are remembered, and need none
+        self.answers.hold()
 
     def _sized(self, type: str, detail: Any) -> bytes:
         frame = encode(type, detail)

@@ -1,27 +1,32 @@
 """Calls that came over a direct connection and are asked again by way of the hub: each goes on where it was.
 
-One that still runs is waited for, one that has ended gives the answer it had, one that never came begins. Not here:
-what is remembered and for how long (protocol/outcomes.py), and who asks again (calls.py).
+One that never came begins. Of any other its caller gets what it has not heard: the answer that it had, or the one that
+it will have; of a stream the items from there on, and its end. Not here: what is remembered and for how long
+(protocol/outcomes.py), and who asks again (calls.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
 
 from broker.errors import call_error
 from broker.protocol.answering import Start
 from broker.protocol.codec import decode
-from broker.protocol.outcomes import KEEP, Found, Life, Outcomes
+from broker.protocol.outcomes import KEEP, Asked, Found, Life, Outcomes
 from broker.protocol.registration import Operation
 from broker.protocol.wire import CloseCode
-from broker.spoke.answers import nobody_knows
+from broker.spoke.answers import nobody_knows, unknown
 from broker.spoke.direct import DirectLink
 from broker.spoke.operations import Call, Offer, plain
 
 __all__ = ["Resuming"]
+
+AHEAD: Final = 4
+"""Items of a stream that are made before they are wanted. One at a time takes three times as long; each waits here, and
+may be as large as a frame."""
 
 
 class Resuming:
@@ -30,10 +35,10 @@ class Resuming:
     def __init__(self, offers: Mapping[str, Offer]) -> None:
         self._offers = offers
         self.outcomes = Outcomes()
-        self.resumed = 0
-        """Calls that were asked again here."""
+        self.counts = {"resumed": 0, "forgotten": 0}
+        """Calls that were asked again here, and those that were not after their connection's end, and were stopped."""
         self._links: dict[Life, DirectLink] = {}
-        self._waiting: dict[tuple[Life, str], list[asyncio.Future[bytes]]] = {}
+        self._waiting: dict[Asked, asyncio.Future[None]] = {}
 
     def opened(self, link: DirectLink, word: str) -> Life | None:
         """A caller has said what it calls its connection. None: there is no room for one more."""
@@ -50,19 +55,19 @@ class Resuming:
         self.outcomes.over(life, time.monotonic())
         asyncio.get_running_loop().call_later(KEEP, self._tick)
 
-    def answered(self, life: Life, request_id: str, answer: bytes) -> None:
-        """A call has ended whose connection had."""
-        for waiter in self._waiting.pop((life, request_id), ()):
-            if not waiter.done():
-                waiter.set_result(answer)
+    def came(self, asked: Asked) -> None:
+        """A call has an answer, or an item more."""
+        if (waiter := self._waiting.get(asked)) is not None and not waiter.done():
+            waiter.set_result(None)
 
     def resume(self, start: Start) -> Offer | None:
         """What answers a call that was asked before. None: the operation is not offered."""
         assert start.again is not None
         caller, again = str((start.identity or {}).get("id")), start.again
-        life, request_id = self.outcomes.life(caller, again["connection"]), again["requestId"]
-        found = self.outcomes.again(caller, again["connection"], request_id, again["heard"])
-        self.resumed += 1
+        connection, request_id = again["connection"], again["requestId"]
+        life = self.outcomes.life(caller, connection)
+        found = self.outcomes.again(caller, connection, request_id, again["heard"], start.operation)
+        self.counts["resumed"] += 1
         if life is None:
             return nobody_knows(start)
         link = self._links[life]
@@ -70,53 +75,74 @@ class Resuming:
             link.close(CloseCode.NORMAL, "the caller asks again by way of the hub")
         if found is Found.NEW:
             return self._offers.get(start.operation)
-        if found is Found.RUNNING and request_id in link.answers:
-            return plain(Operation(start.operation), self._waits(life, link, request_id))
-        if isinstance(found, bytes):
-            return plain(Operation(start.operation), _gives(found))
-        return nobody_knows(start)
+        if found is Found.UNKNOWN:
+            return nobody_knows(start)
+        if found.stream:
+            return plain(Operation(start.operation, "subscription"), self._items(found, link))
+        return plain(Operation(start.operation), self._answer(found, link))
 
     def close(self) -> None:
         for life, link in list(self._links.items()):
             link.answers.lost()
             self._forget(life)
 
-    def _waits(self, life: Life, link: DirectLink, request_id: str) -> Any:
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        waiting = self._waiting.setdefault((life, request_id), [])
-        waiting.append(answer)
+    # Going on with a call.
 
-        async def waits(_input: Any, _call: Call) -> Any:
+    def _answer(self, asked: Asked, link: DirectLink) -> Any:
+        async def answer(_input: Any, _call: Call) -> Any:
             try:
-                return _output(await answer)
-            except asyncio.CancelledError:
-                waiting.remove(answer)
-                if not waiting:
-                    link.answers.receive("call.aborted", {"requestId": request_id, "reason": "the caller gave up"})
-                raise
+                return _output(*await self._next(asked, link))
+            finally:
+                self._leave(asked, link)
 
-        return waits
+        return answer
+
+    def _items(self, asked: Asked, link: DirectLink) -> Any:
+        async def items(_input: Any, _call: Call) -> AsyncIterator[Any]:
+            try:
+                while (said := await self._next(asked, link))[0] != "call.completed":
+                    yield _output(*said)
+            finally:
+                self._leave(asked, link)
+
+        return items
+
+    async def _next(self, asked: Asked, link: DirectLink) -> tuple[str, Any]:
+        """The type and detail of the next message that its caller has not heard. A stream makes items when all that was
+        under way when its connection ended has been taken."""
+        while (found := self.outcomes.take(asked)) is None:
+            waiter = self._waiting[asked] = asyncio.get_running_loop().create_future()
+            if asked.stream:
+                link.answers.allow(asked.request_id, AHEAD)
+            try:
+                await waiter
+            finally:
+                del self._waiting[asked]
+        if isinstance(found, Found):
+            raise unknown(asked.operation)
+        type, detail, _ = decode(found)
+        return type, detail
+
+    def _leave(self, asked: Asked, link: DirectLink) -> None:
+        """Its caller has all of it, or wants no more."""
+        if asked.running:
+            link.answers.receive("call.aborted", {"requestId": asked.request_id, "reason": "the caller gave up"})
+        self.outcomes.drop(asked.life, asked.request_id)
+
+    # The end of what is remembered.
 
     def _tick(self) -> None:
         """What runs for a connection that is long gone, and was not asked for again, stops."""
         for life in self.outcomes.tick(time.monotonic()):
             link = self._links.pop(life)
-            link.answers.stop(lambda request_id, life=life: (life, request_id) not in self._waiting)  # type: ignore[misc]
+            self.counts["forgotten"] += link.answers.stop(lambda request_id, life=life: request_id not in life.calls)  # type: ignore[misc]
 
     def _forget(self, life: Life) -> None:
         self._links.pop(life, None)
         self.outcomes.forget(life)
 
 
-def _gives(answer: bytes) -> Any:
-    async def gives(_input: Any, _call: Call) -> Any:
-        return _output(answer)
-
-    return gives
-
-
-def _output(answer: bytes) -> Any:
-    type, detail, _ = decode(answer)
+def _output(type: str, detail: Any) -> Any:
     if type == "call.responded":
         return detail.get("output")
     raise call_error(detail["code"], detail["message"], detail.get("details"))

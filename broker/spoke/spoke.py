@@ -346,11 +346,11 @@ class Spoke:
 
     def direct_counts(self) -> dict[str, int]:
         """Of direct connections: ``connections`` now; calls ``asked`` and ``answered`` over them, ``again`` (asked once
-        more by way of the hub) and ``resumed`` (the same, here), ``denied``; ``by_hub``, calls asked of the hub; grants
-        ``refused_...`` by their reason, connections ``cut`` by the hub."""
+        more by way of the hub), ``resumed`` (the same, here), ``forgotten`` (not asked again, and stopped), ``denied``;
+        ``by_hub``, calls asked of the hub; grants ``refused_...`` by their reason, connections ``cut`` by the hub."""
         calls, directs = self._calls, self._directs
         own = {"connections": len(directs.neighbours()), "asked": calls.direct, "again": calls.again}
-        return {**own, "by_hub": calls.asked - calls.direct, "resumed": directs.resuming.resumed, **directs.counts}
+        return {**own, "by_hub": calls.asked - calls.direct, **directs.resuming.counts, **directs.counts}
 
     def verdict_counts(self) -> dict[str, int]:
         """How many sequences of the present subscriptions are complete, repaired, lost, pending or unknown."""

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from broker.protocol.answering import Answering, Start
+from broker.protocol.answering import Answering, CreditAdded, Start
 from broker.protocol.caller import Caller, Failed, Resolved
+from broker.protocol.caller import Send as CallerSend
 from broker.protocol.calls import Ended, Send
 from tests.protocol.talk import ANN, BOB, CARL, Talk
 
@@ -61,6 +62,41 @@ def test_a_spoke_reads_it() -> None:
     plain = Answering().requested({"requestId": "x", "operationId": "get"})
     assert isinstance(plain, Start)
     assert plain.again is None
+
+
+def test_a_stream_too_goes_on_at_the_spoke_that_was_asked_with_the_credit_that_is_left() -> None:
+    talk = Talk()
+    talk.join(ANN)
+    talk.join(BOB, "watch")
+    (effect,) = talk.asks(ANN, "x", "watch", stream=True, credit=3, again=AGAIN)
+    assert isinstance(effect, Send)
+    assert (effect.detail["again"], effect.detail["credit"]) == (AGAIN, 3)
+    item = talk.says(BOB, "responded", effect.detail["requestId"], output=7)
+    assert item == [Send(ANN, "call.responded", {"requestId": "x", "output": 7})]
+
+
+def test_what_waits_counts_where_a_stream_has_moved_to_and_what_was_owed_does_not() -> None:
+    caller = Caller()
+    caller.start("1", "watch", None, 0.0, stream=True, window=6)
+    for number in range(4):
+        caller.on("call.responded", {"requestId": "1", "output": number}, 0.0)
+    assert caller.consumed("1") == []
+    assert caller.moved("1") == 3, "three wait"
+    assert caller.consumed("1", 2) == [], "the one before the move is in the three"
+    (credit,) = caller.consumed("1")
+    assert isinstance(credit, CallerSend)
+    assert credit.detail["n"] == 3
+
+
+def test_streams_that_are_held_go_on_with_new_credit() -> None:
+    answering = Answering()
+    answering.requested({"requestId": "1", "operationId": "watch", "credit": 9})
+    answering.hold()
+    assert answering.item("1", 0) is None
+    assert answering.on("call.credit", {"requestId": "1", "n": 1}, 0.0) == [CreditAdded("1", 1)]
+    assert answering.item("1", 0)
+    assert answering.item("1", 1) is None
+    assert answering.finish("1"), "and end without"
 
 
 def test_a_caller_that_lost_its_hub_goes_on_with_what_was_asked_directly() -> None:

@@ -164,6 +164,47 @@ async def test_an_answer_counts_only_on_the_connection_that_was_asked() -> None:
         assert await call == "A"
 
 
+async def test_nobody_goes_on_with_the_stream_of_another_nor_under_another_name() -> None:
+    shop, ann = Shop(), identity()[0]
+    async with (
+        a_hub() as hub,
+        serving(hub.ticket, "sells", **shop.operations()) as sells,
+        serving(hub.ticket, "asks", secret=ann) as asks,
+        a_peer(hub.ticket, name="eve") as eve,
+        a_peer(hub.ticket, name="ann", secret=ann) as herself,
+    ):
+        await asks.direct("sells")
+        got: list[int] = []
+
+        async def reads() -> None:
+            async for item in asks.stream("shop.count", {"n": 2_000}):
+                got.append(item)
+                if item == 300:
+                    await go.wait()
+
+        go = asyncio.Event()
+        stream = asyncio.create_task(reads())
+        await until(lambda: len(got) == 301)
+        there, (request_id,) = link(sells), link(asks).asked
+        assert there.life is not None
+        again = {"id": sells.node_id, "connection": there.life.connection, "requestId": request_id, "heard": 0}
+        asked = {"operationId": "shop.count", "input": {"n": 1}, "stream": True, "credit": 1_000, "again": again}
+        eve.say("call.requested", {"requestId": "1", **asked})
+        error = await eve.hears("call.error", requestId="1")
+        assert (error["code"], error["details"]) == ("EXECUTION_ERROR", {"retryable": True})
+        assert not there.ended, "another's word does not even end the connection"
+        herself.say("call.requested", {"requestId": "1", **asked, "operationId": "shop.get"})
+        herself.say("call.requested", {"requestId": "2", **asked, "again": {**again, "heard": 10**9}})
+        for request_id in ("1", "2"):
+            assert (await herself.hears("call.error", requestId=request_id))["code"] == "EXECUTION_ERROR"
+        assert there.ended
+        go.set()
+        await stream
+        assert got == list(range(2_000))
+        assert (shop.ran["count"], shop.closed) == (2_000, 1)
+        assert not [one for one in (*eve.received, *herself.received) if one["type"] == "call.responded"]
+
+
 @pytest.mark.parametrize("who", ["asks", "sells"])
 @pytest.mark.parametrize("how", ["hub.ban", "hub.kick"])
 async def test_a_ban_and_a_kick_end_direct_connections_within_a_second(tmp_path: Path, who: str, how: str) -> None:

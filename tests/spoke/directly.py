@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,8 @@ from broker.protocol.wire import CloseCode
 from broker.spoke.direct import DirectLink
 from broker.spoke.operations import Call
 from tests.rig import FAST, a_hub, serving
+
+ANSWERS = ("call.responded", "call.completed", "call.error")
 
 
 @dataclass
@@ -25,6 +27,8 @@ class Shop:
     entered: asyncio.Event = field(default_factory=asyncio.Event)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: int = 0
+    closed: int = 0
+    """Streams that are over here, however they ended."""
 
     async def get(self, sku: str, call: Call) -> str:
         self.ran[sku] += 1
@@ -42,9 +46,12 @@ class Shop:
         return sku.upper()
 
     async def count(self, n: int) -> AsyncIterator[int]:
-        for number in range(n):
-            self.ran["count"] += 1
-            yield number
+        try:
+            for number in range(n):
+                self.ran["count"] += 1
+                yield number
+        finally:
+            self.closed += 1
 
     def operations(self) -> dict[str, Any]:
         return {"shop__get": self.get, "shop__held": self.held, "shop__count": self.count}
@@ -86,8 +93,20 @@ def cut(spoke: Spoke) -> None:
     link(spoke).close(CloseCode.INTERNAL, "cut by a test")
 
 
-def deaf(spoke: Spoke, *types: str) -> None:
-    """What comes of these types on its direct connection is lost from now on."""
-    receivers = link(spoke)._receivers
-    for type in types:
-        receivers[type] = lambda _detail: None
+def deaf(spoke: Spoke, *types: str, after: int = 0) -> Counter[str]:
+    """What comes of these types on its direct connection, after so many, is lost. How many were."""
+    receivers, lost, heard = link(spoke)._receivers, Counter[str](), 0
+
+    def loses(type: str, hears: Callable[[Any], None]) -> Callable[[Any], None]:
+        def receiver(detail: Any) -> None:
+            nonlocal heard
+            if heard < after:
+                heard += 1
+                hears(detail)
+            else:
+                lost[type] += 1
+
+        return receiver
+
+    receivers.update({type: loses(type, receivers[type]) for type in types})
+    return lost

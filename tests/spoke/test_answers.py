@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -252,3 +252,32 @@ async def test_an_abort_is_not_taken_for_the_end_of_its_time() -> None:
     rig.answers.receive("call.aborted", {"requestId": "1"})
     assert await rig.answers.finish(WAIT) == 0
     assert (rig.sent, rig.ended) == ([], [("op", "ABORTED")])
+
+
+async def test_a_stream_that_never_waits_and_is_aborted_with_credit_in_hand_stops() -> None:
+    """Both in one batch: its task goes on before the cancellation comes, and there is no place where it would."""
+    made = 0
+    closed = asyncio.Event()
+
+    async def endless(_input: Any, _call: Call) -> AsyncIterator[int]:
+        nonlocal made
+        try:
+            while made < 100_000:
+                made += 1
+                yield made
+        finally:
+            closed.set()
+
+    rig = Rig(plain(Operation(id="op", kind="subscription"), endless))
+    await rig.ask("op")
+    await until(lambda: made == 257)
+
+    def batch() -> None:
+        rig.answers.receive("call.credit", {"requestId": "1", "n": 1})
+        rig.answers.receive("call.aborted", {"requestId": "1"})
+
+    await rig.call(batch)
+    async with asyncio.timeout(WAIT):
+        await closed.wait()
+    await until(lambda: rig.ended == [("op", "ABORTED")])
+    assert (made, len(rig.sent), rig.answers.running) == (257, 256, 0)

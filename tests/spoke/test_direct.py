@@ -1,4 +1,7 @@
-"""Spoke to spoke: introduced by the hub, called without it, and back by way of it when the connection is gone."""
+"""Spoke to spoke: introduced by the hub, called without it, and back by way of it when the connection is gone.
+
+Not here: streams whose connection ends (test_direct_streams.py).
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,7 @@ from broker.errors import AccessDenied, ExecutionFailed, OperationNotFound, Vali
 from broker.protocol.wire import CloseCode
 from broker.spoke import peers as peers_module
 from tests.rig import FAST, PATIENCE, Numbers, a_hub, serving, until
-from tests.spoke.directly import Shop, cut, deaf, link, links, two
-
-ANSWERS = ("call.responded", "call.completed", "call.error")
+from tests.spoke.directly import ANSWERS, Shop, cut, deaf, link, links, two
 
 
 async def test_calls_and_streams_take_the_connection_by_themselves_and_the_hub_may_be_gone() -> None:
@@ -211,25 +212,6 @@ async def test_what_nobody_asks_for_again_stops_after_a_while(monkeypatch: pytes
         with pytest.raises(ExecutionFailed):
             await call
         await until(lambda: all.shop.cancelled == 1)
-
-
-async def test_a_stream_that_is_cut_ends_with_the_retryable_error_and_no_item_came_twice() -> None:
-    async with two() as all:
-        got: list[int] = []
-
-        async def reads() -> None:
-            async for item in all.asks.stream("shop.count", {"n": 100_000}):
-                got.append(item)
-                if item == 300:
-                    cut(all.sells)
-
-        with pytest.raises(ExecutionFailed) as error:
-            await reads()
-        assert error.value.retryable
-        assert got == list(range(len(got)))
-        ran = all.shop.ran["count"]
-        assert [item async for item in all.asks.stream("shop.count", {"n": 3})] == [0, 1, 2]
-        assert all.shop.ran["count"] == ran + 3, "the one that was cut has stopped"
 
 
 async def test_both_dial_at_once_and_one_connection_stays(monkeypatch: pytest.MonkeyPatch) -> None:
