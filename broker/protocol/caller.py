@@ -98,15 +98,19 @@ Effect: TypeAlias = Resolved | Item | Finished | Failed | Send
 
 
 class _Outgoing:
-    __slots__ = ("live", "many", "operation", "owed", "request_id", "roll", "waiting", "window")
+    __slots__ = ("granted", "live", "many", "most", "operation", "request_id", "roll", "waiting", "window")
 
     def __init__(self, request_id: str, operation: str, window: int, *, many: bool, roll: bool):
         self.request_id, self.operation, self.window, self.many, self.roll = request_id, operation, window, many, roll
         self.live = True
         self.waiting = 0
         """Items that came and were not consumed."""
-        self.owed = 0
-        """Items consumed since the last credit."""
+        self.granted = self.most = window
+        """Credit for items that have not come, and how much of it there may be."""
+
+    def room(self) -> int:
+        """For how many items there may be credit now."""
+        return max(min(self.most, self.window - self.waiting), 0)
 
 
 class Caller:
@@ -200,11 +204,11 @@ class Caller:
             return []
         n = min(n, call.waiting)
         call.waiting -= n
-        call.owed += n
-        if not n or call.owed * 2 < call.window:
+        due = call.room() - call.granted
+        if not n or due * 2 < call.most:
             return []
-        credit, call.owed = call.owed, 0
-        return [Send("call.credit", {"requestId": request_id, "n": credit})]
+        call.granted += due
+        return [Send("call.credit", {"requestId": request_id, "n": due})]
 
     def give_up(self, request_id: str, reason: str = "the caller gave up") -> list[Effect]:
         """The program does not want it any more: the abort to send. Nothing when it has ended."""
@@ -214,11 +218,13 @@ class Caller:
         self._end(call)
         return [Send("call.aborted", {"requestId": request_id, "reason": reason})]
 
-    def moved(self, request_id: str) -> int:
-        """A stream goes another way from here on: the credit that it has there, beside the items that wait here."""
+    def moved(self, request_id: str, most: int) -> int:
+        """A stream goes another way from here on, which takes ``most`` items at a time: the credit that it has there,
+        beside the items that wait here."""
         call = self._calls[request_id]
-        call.owed = 0
-        return max(call.window - call.waiting, 0)
+        call.most = min(max(most, 1), call.window)
+        call.granted = call.room()
+        return call.granted
 
     def tick(self, now: float) -> list[Effect]:
         """Fails what the hub has left without a word since its deadline."""
@@ -253,6 +259,7 @@ class Caller:
             self._end(call)
             return [Resolved(call.request_id, output)]
         call.waiting += 1
+        call.granted = max(call.granted - 1, 0)
         if call.waiting > (MAX_ROLL_CALL if call.roll else call.window + SLACK):
             message = f"{call.operation}: more items than its window lets wait"
             abort = Send("call.aborted", {"requestId": call.request_id, "reason": message})

@@ -16,13 +16,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from broker.errors import CallError, EventTooLarge, ExecutionFailed, call_error
 from broker.protocol import caller
 from broker.protocol.codec import request_id_of
 
 __all__ = ["Answer", "Calls", "Missing", "RollCall", "Way"]
+
+MOVED_BYTES: Final = 4_194_304
+"""Of items on their way at a time, of all streams that go on by way of the hub: half of what a hub queues for one
+connection. A direct connection makes a stream wait when it is full, a hub ends it."""
 
 
 class Way(Protocol):
@@ -32,6 +36,8 @@ class Way(Protocol):
     """Calls that went this way and have not ended: the call.requested, and when (loop time)."""
     streams_again: bool
     """Whether a stream can be asked for again by way of the hub."""
+    largest: int
+    """Bytes of the largest message that has come this way."""
 
     def ask(self, detail: dict[str, Any]) -> bool:
         """False: there is no room. ValueError, EventTooLarge as of the link."""
@@ -215,6 +221,7 @@ class Calls:
         ``again`` is None when the hub does not know the word: it would ask anybody."""
         now = self._loop.time()
         asked, way.asked = way.asked, {}
+        most = MOVED_BYTES // (max(way.largest, 1) * max(len(asked.keys() & self._streams.keys()), 1))
         for request_id, (detail, since) in asked.items():
             del self._ways[request_id]
             if request_id not in self._caller:
@@ -228,7 +235,7 @@ class Calls:
             if left < inf:
                 detail["timeoutMs"] = int(left)
             if stream:
-                detail["credit"] = self._caller.moved(request_id)
+                detail["credit"] = self._caller.moved(request_id, most)
             why = "there is no hub to ask again by way of"
             try:
                 if self._send("call.requested", detail):

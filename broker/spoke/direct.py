@@ -54,6 +54,7 @@ class DirectLink:
         """What it lets us ask."""
         self.streams_again = False
         self.name: str | None = None
+        self.largest = 0
         self._word = secrets.token_hex(8)
         self._heard = 0
         # Answering.
@@ -238,6 +239,7 @@ class DirectLink:
             for frame in frames:
                 if self.ended:
                     return
+                self.largest = max(self.largest, len(frame))
                 type, detail, _ = decode(frame)
                 if not self.registered and type != "hub.register":
                     raise FrameError(f"{type[:80]} before hub.register", close_code=CloseCode.BAD_MESSAGE)

@@ -81,11 +81,17 @@ def test_what_waits_counts_where_a_stream_has_moved_to_and_what_was_owed_does_no
     for number in range(4):
         caller.on("call.responded", {"requestId": "1", "output": number}, 0.0)
     assert caller.consumed("1") == []
-    assert caller.moved("1") == 3, "three wait"
+    assert caller.moved("1", 9) == 3, "three wait"
     assert caller.consumed("1", 2) == [], "the one before the move is in the three"
     (credit,) = caller.consumed("1")
     assert isinstance(credit, CallerSend)
     assert credit.detail["n"] == 3
+    assert caller.moved("1", 2) == 2, "that way takes two at a time"
+    for number in range(2):
+        caller.on("call.responded", {"requestId": "1", "output": number}, 0.0)
+    (credit,) = caller.consumed("1")
+    assert isinstance(credit, CallerSend)
+    assert (credit.detail["n"], caller.consumed("1")) == (2, [])
 
 
 def test_streams_that_are_held_go_on_with_new_credit() -> None:

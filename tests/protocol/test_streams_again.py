@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker.protocol.answering import Answering, CreditAdded, Start
@@ -20,8 +20,8 @@ SCRIPT = st.lists(st.tuples(st.sampled_from(MOVES), st.integers(1, 12)), max_siz
 class Going:
     """One stream: who reads it, who makes it, and what is under way between them, as the shells put them together."""
 
-    def __init__(self, window: int, items: int) -> None:
-        self.window, self.items = window, items
+    def __init__(self, window: int, items: int, most: int) -> None:
+        self.window, self.items, self.most = window, items, most
         self.caller, self.maker, self.outcomes = Caller(), Answering(), Outcomes()
         detail = self.caller.start("1", "watch", None, 0.0, stream=True, window=window)
         self.way = self.maker
@@ -121,23 +121,26 @@ class Going:
         assert self.maker.item("1", None) in (None, []), "it waits until somebody goes on with it"
         if self.finished:
             return
-        detail = {"requestId": "1", "operationId": "watch", "credit": self.caller.moved("1")}
+        detail = {"requestId": "1", "operationId": "watch", "credit": self.caller.moved("1", self.most)}
         assert self.outcomes.again("ann", "c", "1", self.heard, "watch") is self.asked
         self.way = Answering()
         assert isinstance(self.way.requested(detail), Start)
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.integers(1, 9), st.integers(0, 40), SCRIPT, SCRIPT)
+@given(st.integers(1, 9), st.integers(0, 40), st.integers(0, 10), SCRIPT, SCRIPT)
+@example(4, 40, 9, [("make", 6), ("hear", 6)], [("make", 12), ("hear", 12)])
+@example(4, 40, 2, [("make", 6), ("hear", 6)], [("read", 4), ("credit", 2), ("make", 12), ("hear", 12)])
 def test_it_goes_on_where_it_was_wherever_it_is_cut(
-    window: int, items: int, before: list[tuple[str, int]], after: list[tuple[str, int]]
+    window: int, items: int, most: int, before: list[tuple[str, int]], after: list[tuple[str, int]]
 ) -> None:
-    going = Going(window, items)
+    going = Going(window, items, most)
     for script in (before, after):
         for move, times in script:
             for _ in range(times):
                 getattr(going, move)()
             assert len(going.asked.frames) <= window + 1
+            assert script is before or len(going.there) <= max(most, 1) + 1, "and the end"
         if script is before:
             going.cut()
     while any(getattr(going, move)() for move in MOVES):

@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 
 from broker import Spoke, SpokeOptions, connect
 from broker.cli.spoke_direct import DirectCollector
 from broker.errors import ExecutionFailed, ValidationFailed
-from broker.protocol.outcomes import MAX_BYTES
+from broker.protocol.outcomes import BESIDE
 from tests.rig import PATIENCE, a_hub, until
 from tests.spoke.directly import ANSWERS, Two, cut, deaf, link, links, two
 
@@ -30,7 +31,7 @@ async def read(
     asks: Spoke,
     n: int,
     got: list[int],
-    at: dict[int, Callable[[], object]] | None = None,
+    at: Mapping[int, Callable[[], object]] | None = None,
     *,
     window: int = 256,
     patience: float = PATIENCE,
@@ -81,6 +82,15 @@ async def test_items_that_were_under_way_and_the_end_come_by_way_of_the_hub(n: i
         assert (all.shop.ran["count"], all.shop.closed) == (n, 1)
 
 
+async def test_no_more_is_kept_than_the_window_and_what_was_not_read() -> None:
+    async with two() as all:
+        outcomes, most, kept, got = all.sells._directs.resuming.outcomes, 64 * (BESIDE + 80), [0], list[int]()
+        looks = {number: lambda: kept.append(outcomes.bytes) for number in range(0, MANY, 10)}
+        await read(all.asks, MANY, got, looks, window=64)
+        assert 0 < max(kept) <= most
+        assert outcomes.bytes <= most, "items that were not credited when it ended, and the end"
+
+
 async def test_a_stream_whose_request_was_lost_runs_by_way_of_the_hub() -> None:
     async with two() as all:
         deaf(all.sells, "call.requested")
@@ -109,7 +119,7 @@ async def test_a_reader_that_is_slow_has_no_more_than_its_window_waiting_on_eith
 
 
 @asynccontextmanager
-async def feeding(feed: Callable[[], AsyncIterator[int]]) -> AsyncIterator[Two]:
+async def feeding(feed: Callable[[], AsyncIterator[Any]]) -> AsyncIterator[Two]:
     async with two(direct=False) as all:
         all.sells.operation("shop.feed")(feed)
         await until(lambda: any(row.operation.id == "shop.feed" for row in all.hub.router.calls.operations()))
@@ -117,10 +127,12 @@ async def feeding(feed: Callable[[], AsyncIterator[int]]) -> AsyncIterator[Two]:
         yield all
 
 
-async def reads_feed(all: Two, got: list[int]) -> None:
+async def reads_feed(all: Two, got: list[Any], at: Mapping[int, Callable[[], object]] | None = None) -> None:
     async with asyncio.timeout(PATIENCE):
         async for item in all.asks.stream("shop.feed"):
-            got += [item]
+            got.append(item)
+            if at is not None and (done := at.get(len(got))) is not None:
+                done()
 
 
 async def test_it_waits_until_it_is_asked_for_again() -> None:
@@ -146,6 +158,45 @@ async def test_it_waits_until_it_is_asked_for_again() -> None:
         for _ in range(3):
             await all.asks.call("hub.spokes")  # time for whatever may come
         assert (got, made) == ([1, 2], 3), "one is ready, and waits"
+
+
+@pytest.mark.parametrize("side", ["asks", "sells"])
+@pytest.mark.parametrize("at", [1, 2, 30])
+async def test_large_items_that_wait_for_room_when_it_is_cut_are_not_lost_either(at: int, side: str) -> None:
+    """They are within its window, and more than a hub queues for one connection."""
+    made = 0
+
+    async def feed() -> AsyncIterator[str]:
+        nonlocal made
+        for made in range(200):
+            yield f"{made}:" + "x" * 100_000
+
+    async with feeding(feed) as all:
+        waited: list[bool] = []
+
+        def cuts() -> None:
+            waited.append(made < 199)
+            cut(getattr(all, side))
+
+        got: list[str] = []
+        await reads_feed(all, got, {at: cuts})
+        assert [int(item.split(":")[0]) for item in got] == list(range(200))
+        assert {len(item.split(":")[1]) for item in got} == {100_000}
+        assert (made, all.sells.direct_counts()["resumed"], waited) == (199, 1, [True])
+
+
+async def test_several_streams_of_large_items_go_on_at_once() -> None:
+    async def feed() -> AsyncIterator[str]:
+        for number in range(100):
+            yield f"{number}:" + "x" * 200_000
+
+    async with feeding(feed) as all:
+        got: list[list[str]] = [[], [], [], []]
+        await asyncio.gather(
+            reads_feed(all, got[0], {20: lambda: cut(all.asks)}), *(reads_feed(all, other) for other in got[1:])
+        )
+        assert [[int(item.split(":")[0]) for item in one] for one in got] == [list(range(100))] * 4
+        assert 0 < all.sells.direct_counts()["resumed"] <= 4
 
 
 async def test_an_error_that_comes_after_the_cut_is_told_after_the_items_before_it() -> None:
@@ -283,7 +334,6 @@ async def test_a_spoke_that_cannot_go_on_with_streams_is_not_asked_to() -> None:
 
 
 async def test_what_is_too_much_to_keep_ends_it_and_no_item_comes_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert MAX_BYTES > 1_000
     monkeypatch.setattr("broker.protocol.outcomes.MAX_BYTES", 1_000)
     async with two() as all:
         got: list[int] = []
