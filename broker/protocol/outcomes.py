@@ -33,8 +33,9 @@ __all__ = ["BESIDE", "KEEP", "MAX_BYTES", "MAX_LIVES", "MAX_OUTCOMES", "Asked", 
 MAX_OUTCOMES: Final = MAX_CALLS
 """Calls that have ended that are kept of one connection."""
 MAX_BYTES: Final = 33_554_432
-"""Of kept answers, over all connections. Beyond it that call gives up its oldest which has had no answer for the
-longest time: it is the likeliest to have been heard."""
+"""Of kept answers, over all connections. Beyond it a stream that keeps more than its share gives up its oldest item for
+the new one; else that call gives up its oldest answer which has had none for the longest time. Either is what is the
+likeliest to have been heard, and no stream takes the room of others' answers."""
 BESIDE: Final = 128
 """Bytes that an answer costs beside its own, and counts for: there may be very many small items."""
 MAX_LIVES: Final = 256
@@ -54,7 +55,7 @@ class Asked:
     """One call, and those of its answers that its caller may not have heard."""
 
     __slots__ = (
-        *("confirmed", "frames", "gone", "items", "life"),
+        *("bytes", "confirmed", "frames", "gone", "items", "life"),
         *("lost", "operation", "request_id", "running", "stream", "taken"),
     )
 
@@ -64,6 +65,7 @@ class Asked:
         self.frames: list[tuple[float, bytes]] = []
         """As they were sent, each with its number on the connection. The last word has none (``inf``): who has heard it
         does not ask."""
+        self.bytes = 0
         self.gone: float = 0
         """The number of the newest that was let go."""
         self.items = self.confirmed = 0
@@ -219,14 +221,17 @@ class Outcomes:
         return min(overs, default=None)
 
     def _keep(self, asked: Asked, number: float, frame: bytes) -> None:
+        size = len(frame) + BESIDE
         asked.frames.append((number, frame))
-        self.bytes += len(frame) + BESIDE
+        asked.bytes += size
+        self.bytes += size
         self._keeping[asked] = None
         self._keeping.move_to_end(asked)
         while self.bytes > MAX_BYTES:
-            oldest = next(iter(self._keeping))
-            oldest.lost = oldest.taken
-            self._let_go(oldest, 1)
+            large = len(asked.frames) > 1 and asked.bytes * len(self._keeping) > MAX_BYTES
+            gives = asked if large else next(iter(self._keeping))
+            gives.lost = gives.taken
+            self._let_go(gives, 1)
 
     def _let_go(self, asked: Asked, n: int) -> None:
         """Its ``n`` oldest answers."""
@@ -234,7 +239,9 @@ class Outcomes:
             return
         asked.gone = asked.frames[n - 1][0]
         for _number, frame in asked.frames[:n]:
-            self.bytes -= len(frame) + BESIDE
+            size = len(frame) + BESIDE
+            asked.bytes -= size
+            self.bytes -= size
         del asked.frames[:n]
         if not asked.frames:
             self._keeping.pop(asked, None)

@@ -190,16 +190,37 @@ def test_items_too_are_bounded_over_all_connections_and_what_is_missing_ends_it(
     one, other = opened(outcomes, "one"), opened(outcomes, "other")
     old = streamed(outcomes, one, "1", "abc")
     new = streamed(outcomes, other, "1", "abc")
-    assert (len(old.frames), len(new.frames)) == (1, 3), "the one that is still longer loses its oldest"
-    assert outcomes.again("ann", "other", "1", 0, "watch") is new
-    assert outcomes.take(new) == b"a"
-    for item in "def":
-        outcomes.item(old, item.encode())
-    assert outcomes.take(new) is Found.UNKNOWN, "b is gone, and c alone would be a lie"
-    outcomes.drop(other, "1")
-    assert outcomes.again("ann", "one", "1", 2, "watch") is old
-    assert [outcomes.take(old) for _ in range(5)] == [b"c", b"d", b"e", b"f", None]
+    assert (len(old.frames), len(new.frames)) == (2, 2), "the one that is still longer gives way up to a share"
+    assert rest(outcomes, "1", 0, "watch", connection="one") is Found.UNKNOWN
+    assert outcomes.again("ann", "one", "1", 1, "watch") is old
+    assert outcomes.take(old) == b"b"
+    for number in range(3):
+        answered(outcomes, other, str(2 + number))
+    assert outcomes.take(old) is Found.UNKNOWN, "c is gone, and what comes after it would be a lie"
+    outcomes.item(old, b"d")
+    assert outcomes.take(old) is Found.UNKNOWN
+    outcomes.drop(one, "1")
+    outcomes.forget(other)
     assert outcomes.bytes == 0
+
+
+def test_a_large_stream_does_not_take_the_room_of_others_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 10 * (1 + BESIDE))
+    outcomes = Outcomes()
+    life, other = opened(outcomes), opened(outcomes, "other")
+    quiet = streamed(outcomes, other, "1", "ab")
+    for request_id in "234":
+        answered(outcomes, other, request_id)
+    large = streamed(outcomes, life, "1", "abcdefghijklmnopqrstuvwxyz")
+    assert ([frame for _, frame in large.frames], len(quiet.frames)) == ([b"v", b"w", b"x", b"y", b"z"], 2)
+    for request_id in "5678":
+        answered(outcomes, other, request_id)
+    assert (len(large.frames), len(quiet.frames)) == (5, 0), "what is small takes the room of what is old"
+    assert [rest(outcomes, request_id, 0, connection="other") for request_id in "2345678"] == [
+        *[Found.UNKNOWN] * 2,
+        *[[b"x"]] * 5,
+    ]
+    assert rest(outcomes, "1", 21, "watch") == [b"v", b"w", b"x", b"y", b"z"]
 
 
 def test_connections_are_remembered_for_a_while_and_are_so_many() -> None:
@@ -389,9 +410,10 @@ class Calling(RuleBasedStateMachine):
         if hasattr(self, "life"):
             assert len(self.life.order) <= module.MAX_OUTCOMES
             assert len(self.life.calls) <= 2 * module.MAX_OUTCOMES
-            frames = [frame for asked in self.life.calls.values() for _, frame in asked.frames]
-            assert sum(len(frame) + BESIDE for frame in frames) == self.outcomes.bytes <= module.MAX_BYTES
-            assert all(len(asked.frames) <= WINDOW + 1 for asked in self.life.calls.values())
+            for asked in self.life.calls.values():
+                assert asked.bytes == sum(len(frame) + BESIDE for _, frame in asked.frames)
+                assert len(asked.frames) <= WINDOW + 1
+            assert sum(asked.bytes for asked in self.life.calls.values()) == self.outcomes.bytes <= module.MAX_BYTES
 
     def teardown(self) -> None:
         """Whoever asks comes to an end, and nothing stays."""
