@@ -25,8 +25,8 @@ from broker.spoke.operations import Call, Offer, plain
 __all__ = ["Resuming"]
 
 AHEAD: Final = 4
-"""Items of a stream that are made before they are wanted. One at a time takes three times as long; each waits here, and
-may be as large as a frame."""
+"""Items of a stream that are made before they are wanted. One at a time takes twice as long; each waits here, and may
+be as large as a frame."""
 
 
 class Resuming:

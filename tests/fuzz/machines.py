@@ -6,7 +6,7 @@ to come to an end. Not here: the other targets (targets.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from broker.protocol.calls import HUB
@@ -14,11 +14,12 @@ from tests.fuzz.script import Drawn, Script, act
 from tests.protocol.talk import ANN, BOB, CARL, NOW_MS
 from tests.protocol.test_caller_through_a_hub import Streams
 from tests.protocol.test_calls_model import VERBS, Everything
+from tests.protocol.test_outcomes_model import Calling
 from tests.protocol.test_ring_model import BLOCK, CUT, DROP
 from tests.protocol.test_ring_model import Against as RingMachine
 from tests.protocol.test_sequence_model import Against as SequenceMachine
 
-__all__ = ["calls", "ring", "sequence", "streams"]
+__all__ = ["again", "calls", "ring", "sequence", "streams"]
 
 Move = Callable[[Any, Script], None]
 
@@ -84,6 +85,57 @@ def streams(data: bytes) -> None:
     windows = [script.number(1, 9) for _ in range(script.number(1, 3))]
     machine.open(windows=windows, length=script.number(0, 60))
     act(machine, STREAMS, (Streams.in_order_once_and_within_the_window,), script)
+
+
+# What a spoke remembers of calls and streams that came over a connection that ends.
+
+
+def _of_those(rule: Callable[..., None], those: Callable[[Calling], Collection[str]]) -> Move:
+    """A rule that draws one of some calls."""
+
+    def move(machine: Calling, script: Script) -> None:
+        if some := sorted(those(machine)):
+            rule(machine, data=Drawn(script.one(some)))
+
+    return move
+
+
+def _gives_credit(machine: Calling, script: Script) -> None:
+    if not machine.over and (some := sorted(one for one, owed in machine.owed.items() if owed)):
+        one = script.one(some)
+        machine.give_credit(data=Drawn(one, script.number(1, machine.owed[one])))
+
+
+def _makes(machine: Calling, script: Script) -> None:
+    if some := sorted(machine.making()):
+        machine.items(data=Drawn(script.one(some)), n=script.number(1, 4))
+
+
+def _asks(machine: Calling, script: Script) -> None:
+    if not machine.over and machine.may_ask():
+        machine.ask(stream=script.flag())
+
+
+AGAIN: Final[tuple[Move, ...]] = (
+    _asks,
+    lambda m, s: m.arrive() if not m.over and m.asked else None,
+    _makes,
+    _of_those(Calling.end, lambda m: m.running),
+    lambda m, s: m.denied() if not m.over else None,
+    lambda m, s: m.hear(n=s.number(1, 4)) if not m.over and m.answers else None,
+    _gives_credit,
+    lambda m, s: m.cut() if not m.over else None,
+    _of_those(Calling.ask_again, lambda m: m.open - set(m.following) if m.over else ()),
+    _of_those(Calling.follow, lambda m: m.following),
+    lambda m, s: m.arrive_late() if m.over and m.asked else None,
+)
+
+
+def again(data: bytes) -> None:
+    """A call runs once and a stream has every item once, in order, wherever its connection was cut."""
+    machine = Calling()
+    machine.begin()
+    act(machine, AGAIN, (Calling.nothing_runs_twice_and_little_is_kept,), Script(data))
 
 
 # A topic in the hub.

@@ -318,6 +318,7 @@ TARGETS: Final[dict[str, Target]] = {
         offers,
         machines.calls,
         machines.streams,
+        machines.again,
         subscriptions,
         machines.ring,
         machines.sequence,

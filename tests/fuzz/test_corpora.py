@@ -12,7 +12,7 @@ import pytest
 
 from broker.hub.limits import Limits
 from broker.hub.readers import Readers
-from broker.protocol import access, calls, codec, place, registration, ring, routing, ticket, tracker
+from broker.protocol import access, calls, codec, outcomes, place, registration, ring, routing, ticket, tracker
 from broker.protocol.caller import Caller
 from tests.fuzz.targets import TARGETS
 
@@ -30,6 +30,16 @@ FAULTS: Final[dict[tuple[str, str], tuple[object, str, Any]]] = {
     ("calls", "late-children"): (calls.CallTable, "_remember_aborted", lambda _table, _id: None),
     ("calls", "unbounded"): (calls.CallLimits, "check_room", lambda *_: None),
     ("streams", "no-credit"): (Caller, "consumed", lambda *_: []),
+    ("again", "items-not-counted"): (
+        outcomes.Outcomes,
+        "item",
+        lambda memory, asked, item: memory._keep(asked, asked.life.sent, item),
+    ),
+    ("again", "credit-for-more"): (
+        outcomes.Outcomes,
+        "credited",
+        lambda memory, life, one, n: memory._let_go(life.calls[one], min(n + 1, len(life.calls[one].frames))),
+    ),
     ("subscriptions", "left-in-the-trie"): (routing.Subscriptions, "_prune", lambda *_: None),
     ("ring", "pauses-forgotten"): (ring.Ring, "pause", lambda *_: None),
     ("sequence", "losses-forgotten"): (tracker, "add_range", lambda *_: None),
