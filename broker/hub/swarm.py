@@ -75,9 +75,8 @@ class TopicSwarm:
         self._hold_until = 0.0
         """Nothing is put into the swarm before its members have the new lists."""
         self._over_at: float | None = None
-        now = time.monotonic()
         for author, epoch, seq in channel.ring.heads():
-            self.sequences.begin(self.topic, author, epoch, seq + 1, now)
+            self.sequences.begin(self.topic, author, epoch, seq + 1, time.monotonic())
 
     # -- life
 
