@@ -21,7 +21,8 @@ FLUSH_SECONDS = 60.0
 AT_A_TIME = 16
 QUIET_SECONDS = 5.0
 """What has not come so long after the last delivery is missing."""
-WARM, WARM_PAUSE = 20, 0.02
+WARM, WARM_PAUSE = 200, 0.02
+"""Before the first that counts, as in bare_gossip: a young swarm looks for its tree for some seconds."""
 YIELD_EVENTS = 64
 
 

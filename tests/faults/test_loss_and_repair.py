@@ -116,7 +116,7 @@ async def test_a_spoke_that_stops_reading_its_connection(policy: str) -> None:
     """The hub's memory stays bounded, the spoke is shown by name, and another subscriber gets everything."""
     count, pad, got = 30_000, "x" * 700, list[int]()
     async with (
-        a_hub() as hub,
+        a_hub(topics={"ring_events": 10_000}) as hub,
         spokes(hub.ticket, "pub", "sub", options=FAST) as (pub, sub),
         a_peer(hub.ticket, name="stuck", inbox_bytes=65_536) as stuck,
         sub.subscribe("a") as events,
@@ -173,7 +173,7 @@ async def test_publishers_wait_for_a_blocking_reader_no_longer_than_its_patience
     """The reader comes back within its patience: nothing is lost. The ring alone would have been overwritten."""
     count, pad = 20_000, "x" * 1_000
     async with (
-        a_hub() as hub,
+        a_hub(topics={"ring_events": 10_000}) as hub,
         spokes(hub.ticket, "pub", options=FAST) as (pub,),
         a_peer(hub.ticket, name="slow", inbox_bytes=65_536) as slow,
     ):

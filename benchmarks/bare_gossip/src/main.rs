@@ -35,7 +35,7 @@ const RUN_LIMIT: Duration = Duration::from_secs(120);
 /// of them reads meanwhile. Seen flat out in 2 runs of 10. What was published until then counts.
 const STUCK: Duration = Duration::from_secs(10);
 /// Messages before the first that counts: plumtree finds its tree with them.
-const WARM: u64 = 20;
+const WARM: u64 = 200;
 const WARM_PAUSE: Duration = Duration::from_millis(20);
 const WARM_NUMBER: u64 = u64::MAX;
 const HEADER: usize = 16;
