@@ -224,9 +224,14 @@ async def test_a_ban_and_a_kick_end_direct_connections_within_a_second(tmp_path:
                 await admin.call(how, {"node_id": {"asks": asks, "sells": sells}[who].node_id})
                 await until(lambda one=one, other=other: one.ended and other.ended)  # type: ignore[misc]
                 took.append(time.monotonic() - began)
-                with pytest.raises(ExecutionFailed):
-                    await call
-                await until(lambda a=asks, s=sells: not a._directs.peers.by_id and not s._directs.peers.by_id)  # type: ignore[misc]
+                shop.gate.set()
+                outcomes: list[Any] = list(await asyncio.gather(call, return_exceptions=True))
+                # Who was kicked may be back with the hub before that ends: then the call goes on there, and both may
+                # be introduced anew.
+                assert isinstance(outcomes[0], ExecutionFailed) or (how, outcomes[0]) == ("hub.kick", "A")
+                assert shop.ran["a"] == 1
+                if how == "hub.ban":
+                    await until(lambda a=asks, s=sells: not a._directs.peers.by_id and not s._directs.peers.by_id)  # type: ignore[misc]
         assert min(took) < 1, "the bound of the issue; a busy machine delays some"
         assert Numbers(hub)("grants_withdrawn_total") == 3
 
