@@ -18,7 +18,7 @@ __all__ = ["Holes"]
 DENIALS: Final = 3
 """Members that say they do not have a range, or all there are, before it is lost."""
 REFILL_EVENTS: Final = 4_096
-"""Asked of a member at a time, as many as can be held back."""
+"""Asked of a member at a time; a quarter of what can be held back (protocol/tracker.py)."""
 REFILL_PAUSE: Final = 0.3
 """Seconds without progress after which the rest is asked for again."""
 AUTHOR_PAUSE: Final = 1.0
