@@ -66,10 +66,17 @@ class Swarm:
         return await self.author.ask({"events": events, "first": first, "rate": rate})
 
     async def carry(self, events: int, rate: float) -> dict[str, Any]:
-        """Publishes, and what became of it everywhere."""
+        """Publishes, and what became of it everywhere; ``cpu_s``: what each participant's process spent on it."""
         await self.all(do="begin", first=self.next, events=events)
+        spent = [(name, Cpu(worker.pid)) for name, worker in self._workers()]
         sent = await self.publish(events, rate)
-        return self.summary(sent["began"], events, await self.all(do="result", seconds=RESULT_SECONDS))
+        reports = await self.all(do="result", seconds=RESULT_SECONDS)
+        cpu = {name: round(one.since()["all"], 3) for name, one in spent}
+        return {**self.summary(sent["began"], events, reports), "cpu_s": cpu}
+
+    def _workers(self) -> list[tuple[str, Worker]]:
+        spokes = [(f"spokes {number}", worker) for number, worker in enumerate(self.spokes)]
+        return [("hub", self.hub), ("author", self.author), *spokes]
 
     def summary(self, began: float, events: int, reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         received = sum(report["received"] for report in reports)

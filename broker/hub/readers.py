@@ -204,7 +204,7 @@ class Readers:
         """A hole that a subscriber saw: what is in the ring is sent, the rest is named lost."""
         channel = self._fan_out.channels.get(topic)
         if channel is not None and channel.swarm is not None:
-            channel.swarm.served(time.monotonic())
+            channel.swarm.served()
         self._repair(peer, topic, author, epoch, first, last)
 
     def _repair(self, peer: int, topic: str, author: str, epoch: str, first: int, last: int) -> None:

@@ -382,10 +382,9 @@ class TopicSwarm:
             self._swarms.topics.released(channel)
         channel.withheld = not free
 
-    def served(self, now: float) -> None:
+    def served(self) -> None:
         """Somebody has asked for a repair."""
         self._swarms.totals.repairs_served += 1
-        self.pacing.trouble(now)
 
     def merged(self) -> None:
         """The answer was there, since somebody had asked for the same."""
@@ -416,7 +415,8 @@ class TopicSwarm:
         sequences = self.sequences
         if (due := sequences.next_due()) is not None and due <= now:
             for repair in sequences.wanted(now):
-                self._ask((repair.author, repair.epoch), repair.a, repair.b, now)
+                key = repair.author, repair.epoch
+                self.holes.ask(key, repair.a, repair.b, *self._swarms.members.who_has(self, key))
             for item in sequences.expire(now):
                 self._take(item[0], [item], now)
             for key in [(one.author, one.epoch) for one in sequences.changed()]:
@@ -433,10 +433,6 @@ class TopicSwarm:
                 holes.refill(key, self.top(key), now)
             else:
                 holes.wait(key, now)
-
-    def _ask(self, key: Key, first: int, last: int, now: float) -> None:
-        if self.holes.ask(key, first, last, *self._swarms.members.who_has(self, key)):
-            self.pacing.trouble(now)
 
     def next_due(self) -> float | None:
         """When :meth:`tick` has something to do."""

@@ -19,6 +19,7 @@ from broker.hub.holes import DENIALS
 from broker.hub.session import Session
 from broker.hub.swarm import TopicSwarm
 from broker.protocol import overlay
+from broker.protocol.pacing import MOST
 from broker.protocol.tracker import MAX_SEQ
 from broker.protocol.wire import CloseCode
 
@@ -79,7 +80,7 @@ class SwarmMessages:
         reads = session.peer in swarms.topics.subscriptions.match(topic)
         swarms.members.admit(swarm, session.peer, reads=reads, now=now)
         if lagged and session.peer in swarm.overlay:
-            swarm.pacing.trouble(now)
+            swarm.pacing.overrun(now)
         if joined:
             swarm.step(overlay.Joined(session.peer, generation), now)
             if session.hub:
@@ -187,6 +188,8 @@ class SwarmMessages:
             options = swarms.topics.subscriptions.match(topic).get(session.peer)
             if options is None or options.policy != "block":
                 return
+            # Nobody can have heard what its author may not have sent yet.
+            seq = min(seq, swarm.top(key) + MOST)
             if swarm.pacing.heard(key, session.peer, seq, options.patience, time.monotonic()):
                 swarms.topics.pace(swarm.channel, author, epoch)
         else:  # its author would send again what the hub does not have

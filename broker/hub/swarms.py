@@ -282,7 +282,7 @@ class Swarms:
 
     def lagged(self, swarm: int) -> None:
         if (one := self._by_id.get(swarm)) is not None:
-            one.pacing.trouble(time.monotonic())
+            one.pacing.overrun(time.monotonic())
 
     def swarm_drained(self, swarm: int) -> None:
         if (one := self._by_id.get(swarm)) is not None:

@@ -55,7 +55,7 @@ MOVE: Final = 3.0
 ASK_EVERY: Final = 2.0
 """Seconds between questions for bootstrap; up to a half more by jitter, since all are silent at once."""
 LAG_EVERY: Final = 0.2
-"""Seconds between words that it was overrun: one wave is one trouble (protocol/pacing.py)."""
+"""Seconds between words that it was overrun: one wave counts as one (protocol/pacing.py)."""
 REMEMBERED: Final = 32
 """Peers to join by way of while the hub is away."""
 

@@ -1,11 +1,12 @@
 """How far an author may be ahead in the swarm of one topic: of what the hub has, and of what its members have heard.
 
 Rules:
-1. Ahead of the hub by a window. It falls to half at most once in `CALM`, when members asked for repairs or were
-   overrun, and grows by an eighth for each window that was acknowledged in quiet, unless an author waits for members.
-2. Ahead of the slowest member by that window and `REPORT`. Members say each `REPORT` events how far they have heard a
-   sequence. Who has never said so is not waited for. So queues stay short, wherever on the way they are; the hub alone
-   knows nothing of them, since it is mostly the first to hear.
+1. Ahead of the hub by a window. It falls to half at most once in `CALM`, when members were overrun, and grows by an
+   eighth for each window that was acknowledged in quiet. That members ask for repairs says nothing of the pace: a swarm
+   that looks for its tree brings some messages late at any.
+2. Ahead of the slowest member by `AHEAD`, or `REPORT` and three windows where those are less. Members say each `REPORT`
+   events how far they have heard a sequence. Who has never said so is not waited for. So queues stay short, wherever on
+   the way they are; the hub alone knows nothing of them, since it is mostly the first to hear.
 3. A member is waited for as long as its patience. Time counts while an author is held up and the member is the slowest.
    It is given back as it hears more, all of it for `QUANTUM` events. Who has spent it is waited for no more until it is
    in sight of the newest again; what it misses it asks for.
@@ -28,10 +29,12 @@ LEAST: Final = 64
 MOST: Final = 4_096
 """What an author keeps unacknowledged at most (protocol/publication.py)."""
 CALM: Final = 0.2
-"""Seconds after trouble in which the window does not grow; one wave of repairs is one trouble."""
+"""Seconds after an overrun in which the window does not grow; all of one wave count as one."""
 GROWTH: Final = 1.12
 REPORT: Final = 512
 """Events between two words of a member: some 0.1 us of the hub's an event and member, where a stream costs it 1."""
+AHEAD: Final = 4 * REPORT
+"""Events: some reports are always on their way, so nobody waits for one to be heard before the next is due."""
 QUANTUM: Final = 4_096
 """Events that give all patience back: who hears fewer than so many in its patience is left behind."""
 LOOK: Final = 0.25
@@ -126,7 +129,7 @@ class Pacing:
     def __init__(self) -> None:
         self._size = float(FIRST)
         self._acknowledged = 0
-        self._troubled = self._shrunk = float("-inf")
+        self._overrun_at = self._shrunk = float("-inf")
         self._sequences: dict[Key, _Sequence] = {}
         self._held: set[Key] = set()
         self._due = 0.0
@@ -137,9 +140,9 @@ class Pacing:
         """The window in events, members left out of account."""
         return int(self._size)
 
-    def trouble(self, now: float) -> None:
-        """A repair was asked for, or a member was overrun."""
-        self._troubled = now
+    def overrun(self, now: float) -> None:
+        """A member was: its queue was full, and what came is gone there."""
+        self._overrun_at = now
         if now - self._shrunk >= CALM:
             self._shrunk = now
             self._size = max(float(LEAST), self._size / 2)
@@ -147,7 +150,7 @@ class Pacing:
 
     def acknowledged(self, events: int, now: float) -> None:
         """So many events more are with the hub."""
-        if self._held or now - self._troubled < CALM:
+        if now - self._overrun_at < CALM:
             return
         self._acknowledged += events
         while self._acknowledged >= self._size:
@@ -160,7 +163,8 @@ class Pacing:
         if one is None:
             return size
         one.newest = max(one.newest, acked)
-        room = size if one.least is None else max(0, one.least + REPORT + size - acked)
+        ahead = min(AHEAD, REPORT + 3 * size)
+        room = size if one.least is None else max(0, one.least + ahead - acked)
         if room >= size:
             one.held_at = None
             self._held.discard(key)

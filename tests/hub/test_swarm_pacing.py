@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from broker.hub.swarm import TopicSwarm
-from broker.protocol.pacing import MOST, REPORT
+from broker.protocol.pacing import AHEAD, MOST
 from tests.hub.gossips import EPOCH, GossipPeer, a_gossiper, gossipers
 from tests.rig import a_hub, until
 
-FAR = MOST + REPORT + 2
-"""Beyond what an author may be ahead of a member that has heard one event, whatever its window."""
+FAR = AHEAD + 2
+"""Beyond what an author may be ahead of a member that has heard one event."""
 
 
 def says(member: GossipPeer, author: GossipPeer, seq: int) -> None:
@@ -42,12 +42,12 @@ async def test_an_author_waits_for_the_slowest_member_and_goes_on_with_it() -> N
         says(y, x, 60)
         says(z, x, 20)
         await until(lambda: len(swarm.pacing.followed((x.node_id, EPOCH))) == 2)
-        await publishes(x, swarm, 600)
-        await until(lambda: may_send(x) == 20 + REPORT + swarm.pacing.size < 600 + swarm.pacing.size)
-        says(z, x, 600)
-        await until(lambda: may_send(x) == 60 + REPORT + swarm.pacing.size)
-        says(y, x, 600)
-        await until(lambda: may_send(x) == 600 + swarm.pacing.size)
+        await publishes(x, swarm, 2_000)
+        await until(lambda: may_send(x) == 20 + AHEAD)
+        says(z, x, 2_000)
+        await until(lambda: may_send(x) == 60 + AHEAD)
+        says(y, x, 2_000)
+        await until(lambda: may_send(x) == 2_000 + swarm.pacing.size)
 
 
 @pytest.mark.parametrize("how", ["its patience is spent", "it is gone", "it goes back to the stream"])
@@ -72,6 +72,27 @@ async def test_an_author_does_not_wait_for_ever(how: str) -> None:
             z.say("topic.swarm", {"topic": "a", "generation": 0, "joined": False, "neighbours": 0})
         await until(lambda: may_send(x) == FAR + swarm.pacing.size)
         assert swarm.pacing.left_behind == (how == "its patience is spent")
+
+
+async def test_a_member_that_says_too_much_keeps_nobody_out_of_sight() -> None:
+    """Who was left behind is waited for again when it is near the newest that anybody can have heard."""
+    async with (
+        a_hub(topics={"carrier": "gossip"}) as hub,
+        gossipers(hub, "x", "y", want=True) as (x, y),
+        a_gossiper(hub, "z") as z,
+    ):
+        swarm = hub.router.swarms.by_topic["a"]
+        z.say("__subscribe", {"topics": ["a"], "patience": 0.5})
+        await z.until_joined(hub)
+        await publishes(x, swarm, 100)
+        says(y, x, 2**40)
+        says(z, x, 1)
+        await until(lambda: len(swarm.pacing.followed((x.node_id, EPOCH))) == 2)
+        await publishes(x, swarm, FAR)
+        await until(lambda: len(swarm.pacing.followed((x.node_id, EPOCH))) == 1)
+        await publishes(x, swarm, 100 + MOST)
+        says(z, x, 100 + MOST)
+        await until(lambda: len(swarm.pacing.followed((x.node_id, EPOCH))) == 2)
 
 
 async def test_who_does_not_block_and_who_does_not_subscribe_hold_nobody_up() -> None:
