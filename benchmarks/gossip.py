@@ -28,7 +28,9 @@ RESULT_SECONDS = 60.0
 BARE_SECONDS = 150.0
 BUILD_SECONDS = 1_800.0
 RATE = 100.0
-COST_RATE = 200.0
+COST_RATE = 40.0
+"""Events a second. A delivery takes some 0.2 ms of one of the cores here, so 200 spokes on two can do no more."""
+STEADY_RATE = 200.0
 SMALL_UPLINK = 256 << 10
 """Bytes a second: streams of 200 events/s to 10 spokes (some 0.8 MB/s) pass it; the default is far above them."""
 AUTO_LIMIT = 15.0
@@ -176,9 +178,12 @@ class GossipBench:
         """CPU and bytes of the hub an event, less what the same time costs when nothing is published."""
         events = self._events(1_000)
         async with self._swarm(carrier, count) as swarm:
-            idle_cpu, idle_bytes, _ = await _spent(swarm, asyncio.sleep(events / COST_RATE))
+            seconds = events / COST_RATE
+            before = await _spent(swarm, asyncio.sleep(seconds / 2))
             cpu, sent, result = await _spent(swarm, swarm.carry(events, COST_RATE))
-            share = result["seconds"] / (events / COST_RATE)
+            after = await _spent(swarm, asyncio.sleep(seconds / 2))
+            idle_cpu, idle_bytes = before[0] + after[0], before[1] + after[1]
+            share = result["seconds"] / seconds
         self._bytes[carrier, count] = (sent - idle_bytes * share) / events
         self._tell(
             "gossip-cost",
@@ -187,8 +192,8 @@ class GossipBench:
             events=events,
             hub_cpu_us=round((cpu - idle_cpu * share) / events * 1e6, 1),
             hub_bytes=round((sent - idle_bytes * share) / events),
-            idle_cpu_ms_per_s=round(idle_cpu / (events / COST_RATE) * 1e3, 1),
-            idle_bytes_per_s=round(idle_bytes / (events / COST_RATE)),
+            idle_cpu_ms_per_s=round(idle_cpu / seconds * 1e3, 1),
+            idle_bytes_per_s=round(idle_bytes / seconds),
             **{name: result[name] for name in ("delivered_percent", "missing", "verdicts", "carriers", "faults")},
         )
 
@@ -196,21 +201,23 @@ class GossipBench:
         """With a budget between what the two carriers cost here: whichever is cheaper is within it."""
         gossip, stream = (max(1.0, self._bytes[carrier, count]) for carrier in ("gossip", "stream"))
         budget = int(math.sqrt(gossip * stream) * COST_RATE)
-        await self._auto(count, budget, cheaper="gossip" if gossip < stream else "stream")
+        await self._auto(count, budget, COST_RATE, cheaper="gossip" if gossip < stream else "stream")
 
-    async def _auto(self, count: int, uplink: int | None, *, cheaper: str | None = None) -> None:
+    async def _auto(
+        self, count: int, uplink: int | None, rate: float = STEADY_RATE, *, cheaper: str | None = None
+    ) -> None:
         """The carrier that ``auto`` has come to, by what the uplink may carry."""
         topics = {} if uplink is None else {"uplink_bytes": uplink}
         async with self._swarm("auto", count, **topics) as swarm:
             events, seconds = 0, time.monotonic()
             carrier = "stream"
             while time.monotonic() - seconds < (AUTO_LIMIT if uplink is not None else AUTO_LIMIT / 3):
-                await swarm.publish(int(COST_RATE), COST_RATE)
-                events += int(COST_RATE)
+                await swarm.publish(int(rate), rate)
+                events += int(rate)
                 carrier = (await swarm.hub.ask({"do": "look"}))["carrier"]
                 if carrier == "gossip":
                     break
-            result = await swarm.carry(int(COST_RATE), COST_RATE)
+            result = await swarm.carry(int(rate), rate)
         self._tell(
             "gossip-auto", "auto", count, uplink_bytes=uplink, cheaper=cheaper, carrier=carrier, before=events,
             **{name: result[name] for name in ("delivered_percent", "missing", "verdicts", "faults", "carriers")},
@@ -231,7 +238,7 @@ class GossipBench:
         await swarm.all(do="begin", first=first, events=HOLE + 1)
         start = await swarm.hub.ask({"do": "look"})
         cpu = Cpu(swarm.hub.pid)
-        await swarm.publish(HOLE, COST_RATE * 5)
+        await swarm.publish(HOLE, STEADY_RATE * 5)
         deadline = time.monotonic() + FORGET_SECONDS
         for worker in first_worker:
             while (await worker.ask({"do": "forgotten", "readers": readers}))["least"] < HOLE:

@@ -24,6 +24,8 @@ class SwarmTotals:
 
     def __init__(self) -> None:
         self.repairs_asked = self.repairs_served = self.repairs_merged = self.left_out = self.contradicted = 0
+        self.left_behind = 0
+        """Times a member held an author up until its patience was spent."""
         self.mismatched = 0
         """Events by stream that are not the ones that batches had named."""
         self.switches = {"gossip": 0, "stream": 0}
@@ -75,6 +77,11 @@ class SwarmTotals:
             "broker_swarm_left_out",
             "Events that found no room in gossip and are left to repair.",
             value=self.left_out + sum(swarm.left_out for swarm in swarms),
+        )
+        yield CounterMetricFamily(
+            "broker_swarm_left_behind",
+            "Times a member held an author up for all of its patience, and was waited for no longer.",
+            value=self.left_behind + sum(swarm.pacing.left_behind for swarm in swarms),
         )
         repairs = CounterMetricFamily(
             "broker_swarm_repairs",

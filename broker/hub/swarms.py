@@ -176,6 +176,7 @@ class Swarms:
         self.members.forget(swarm.topic)
         self.totals.switches["stream"] += 1
         self.totals.left_out += swarm.left_out
+        self.totals.left_behind += swarm.pacing.left_behind
 
     def _look(self, now: float) -> None:
         """Whether topics should change their carrier."""

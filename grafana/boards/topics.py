@@ -79,12 +79,13 @@ TOPICS: Final = Board(
                 queries={"{{direction}}": "sum by (direction) (rate(broker_swarm_repairs_total[30s]))"},
             ),
             Panel(
-                title="Overrun and left to repair",
+                title="Overrun, left out, left behind",
                 unit="cps",
                 warn=0.001,
                 queries={
                     "overrun": "sum(rate(broker_swarm_lagged_total[30s]))",
                     "left out": "sum(rate(broker_swarm_left_out_total[30s]))",
+                    "left behind": "sum(rate(broker_swarm_left_behind_total[30s]))",
                 },
             ),
             Panel(

@@ -57,7 +57,7 @@ HUB = {
     *("broker_queue_depth", "broker_queue_bytes", "broker_slow_consumers"),
     *("broker_topics", "broker_patterns", "broker_ring_events", "broker_ring_bytes", "broker_protocol_errors"),
     *("broker_swarm_members", "broker_swarm_joins", "broker_swarm_left_out", "broker_swarm_sequences"),
-    "broker_carrier_switches",
+    *("broker_carrier_switches", "broker_swarm_left_behind"),
 }
 SPOKE = {
     *("broker_spoke_connected", "broker_spoke_connects", "broker_spoke_calls", "broker_spoke_call_seconds"),

@@ -7,7 +7,7 @@ import pytest
 from broker.hub.swarm import TopicSwarm
 from broker.protocol.pacing import AHEAD, MOST
 from tests.hub.gossips import EPOCH, GossipPeer, a_gossiper, gossipers
-from tests.rig import a_hub, until
+from tests.rig import Numbers, a_hub, until
 
 FAR = AHEAD + 2
 """Beyond what an author may be ahead of a member that has heard one event."""
@@ -71,7 +71,10 @@ async def test_an_author_does_not_wait_for_ever(how: str) -> None:
         elif how == "it goes back to the stream":
             z.say("topic.swarm", {"topic": "a", "generation": 0, "joined": False, "neighbours": 0})
         await until(lambda: may_send(x) == FAR + swarm.pacing.size)
-        assert swarm.pacing.left_behind == (how == "its patience is spent")
+        left_behind = float(how == "its patience is spent")
+        assert Numbers(hub)("swarm_left_behind_total") == left_behind
+        swarm.close()
+        assert Numbers(hub)("swarm_left_behind_total") == left_behind, "it outlives the swarm"
 
 
 async def test_a_member_that_says_too_much_keeps_nobody_out_of_sight() -> None:
