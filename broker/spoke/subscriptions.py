@@ -14,7 +14,6 @@ from typing import Any
 
 from broker.errors import BrokerError, FrameError, TopicError
 from broker.events import Event
-from broker.protocol.codec import Message
 from broker.protocol.routing import References, matches
 from broker.protocol.sequence import Repair
 from broker.protocol.wire import CloseCode
@@ -34,9 +33,6 @@ ROUTES = 10_000
 
 RUN_EVENTS = 1_024
 """Events handled as one: enough that what is done once does not count, few beside a subscription's queue."""
-
-_new: Any = tuple.__new__
-"""A NamedTuple's own constructor is a function in Python; this is half its price, and one is made for every event."""
 
 
 class Subscriptions:
@@ -224,11 +220,10 @@ class Subscriptions:
     def wants(self, topic: str) -> bool:
         return bool(self._route(topic))
 
-    def on_gossip(self, topic: str, author: str, epoch: str, seq: int, messages: list[Message], heard: float) -> None:
+    def on_gossip(self, topic: str, author: str, epoch: str, seq: int, events: list[Event], heard: float) -> None:
         """Events of the topic's swarm that follow each other in one sequence, which was first heard of at ``heard``."""
         now = time.monotonic()
-        self.received += len(messages)
-        events = [_new(Event, message) for message in messages]
+        self.received += len(events)
         for subscription in self._route(topic):
             new = subscription.began_at <= heard
             subscription.receive(topic, author, epoch, seq, events, now, new=new)

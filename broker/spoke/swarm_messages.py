@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from broker.errors import FrameError
-from broker.protocol.codec import Message, decode
+from broker.events import Event
+from broker.protocol.codec import decode
 from broker.protocol.named import Frame
 from broker.protocol.place import MAX_NAME
 from broker.protocol.tracker import MAX_SEQ
@@ -108,26 +109,24 @@ def batch_data(detail: Any) -> tuple[str, str]:
 
 def runs(
     topic: str, author: str, epoch: str, first_seq: int, frames: list[Frame]
-) -> list[tuple[int, list[Message]]] | None:
+) -> list[tuple[int, list[Event]]] | None:
     """A batch's events as runs, with the number of each one's first; an empty run stands for one that is only named.
     None when an event is not what its place says."""
-    found: list[tuple[int, list[Message]]] = []
-    run: list[Message] = []
+    found: list[tuple[int, list[Event]]] = []
+    run: list[Event] = []
     try:
         for seq, frame in enumerate(frames, first_seq):
             if isinstance(frame, tuple):
                 found.append((seq, []))
                 run = []
                 continue
-            message = decode(frame)
-            meta = message.meta
-            if message.type != topic or meta is None or meta.get("seq") != seq:
-                return None
-            if meta.get("author") != author or meta.get("epoch") != epoch:
+            event = decode(frame, Event)
+            get = (event.meta or {}).get
+            if event.type != topic or get("seq") != seq or get("author") != author or get("epoch") != epoch:
                 return None
             if not run:
                 found.append((seq, run))
-            run.append(message)
+            run.append(event)
     except FrameError:
         return None
     return found

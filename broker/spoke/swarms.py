@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from broker.errors import Closed, ConnectError, FrameError, TopicError
+from broker.events import Event
 from broker.protocol import membership as m
 from broker.protocol.codec import decode
 from broker.protocol.named import Frame
@@ -239,9 +240,9 @@ class Swarms:
             self._counts["misplaced"] += 1
             log.warning("%s: a batch of %s, signed, whose events are not what it says they are", topic, author[:10])
             return
-        for seq, messages in found:
-            if messages:
-                self._subscriptions.on_gossip(topic, author, epoch, seq, messages, heard)
+        for seq, events in found:
+            if events:
+                self._subscriptions.on_gossip(topic, author, epoch, seq, events, heard)
             else:
                 self._subscriptions.on_swarm_head(topic, author, epoch, seq, heard)
 
@@ -261,8 +262,8 @@ class Swarms:
         self._mind(entry, now)
         heard = entry.heard(self._me(), epoch, first_seq + len(frames) - 1, now).first
         if self._subscriptions.wants(topic):  # nobody else brings us our own
-            messages = [decode(frame) for frame in frames]
-            self._subscriptions.on_gossip(topic, self._me(), epoch, first_seq, messages, heard)
+            events = [decode(frame, Event) for frame in frames]
+            self._subscriptions.on_gossip(topic, self._me(), epoch, first_seq, events, heard)
             self._subscriptions.on_batch()
         return True
 
