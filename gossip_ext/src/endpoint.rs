@@ -26,7 +26,7 @@ use crate::outbox::{CALLS, Shared, TOPICS};
 use crate::overview::Overview;
 use crate::relays::{Authorities, Relays};
 use crate::stats::ConnectionStats;
-use crate::swarm::{Join, Swarm};
+use crate::swarm_py::{Join, Swarm};
 use crate::{keys, relays, runtime};
 
 /// Seconds from Python as a duration.

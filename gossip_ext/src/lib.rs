@@ -41,6 +41,7 @@ mod spin;
 mod stats;
 mod stream;
 mod swarm;
+mod swarm_py;
 mod token;
 mod watchdog;
 
@@ -64,7 +65,7 @@ mod _gossip_ext {
     #[pymodule_export]
     use crate::stats::ConnectionStats;
     #[pymodule_export]
-    use crate::swarm::Swarm;
+    use crate::swarm_py::Swarm;
 
     use crate::{inbox, outbox};
 

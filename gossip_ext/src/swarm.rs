@@ -1,7 +1,7 @@
-//! One topic's swarm: what its tasks and Python share, and the Python face. What is sent is in broadcast.rs, what comes in
-//! receive.rs; it decides nothing about order, holes or who should be in it.
+//! One topic's swarm: what its tasks and Python share. What Python asks of it is in swarm_py.rs, what is sent in broadcast.rs,
+//! what comes in receive.rs; it decides nothing about order, holes or who should be in it.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
@@ -9,19 +9,18 @@ use bytes::Bytes;
 use iroh::PublicKey;
 use iroh_gossip::TopicId;
 use iroh_gossip::api::{GossipSender, JoinOptions};
-use pyo3::prelude::*;
-use pyo3::types::PyBytes;
 use tokio::sync::{Notify, watch};
 
-use crate::batch::{self, MAX_SEQ};
+use crate::batch;
 use crate::connection::InboxShare;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gossip::Gossip;
 use crate::hub::Core;
 use crate::inbox::{FRAME_COST, Item, Told};
 use crate::kept::Kept;
 use crate::metrics::Totals;
 use crate::runtime::{self, Writer};
+use crate::swarm_py::Join;
 use crate::{broadcast, keys, receive};
 
 /// What publish may have queued beyond what iroh-gossip has taken (64 batches more): some ms of a flood. A queue with
@@ -31,23 +30,12 @@ const QUEUE_BYTES: usize = 1024 * 1024;
 /// The same in events.
 const QUEUE_EVENTS: usize = 4096;
 
-/// Bytes of a topic: its length is one byte on the wire.
-const TOPIC_BYTES: usize = 255;
-
 /// Messages that iroh-gossip may queue for one subscription beside its ring of 256, when it is unlimited: a burst. Fewer
 /// when messages are so large that this would hold more than inbox_bytes.
 const SUBSCRIPTION: usize = 1024;
 
 /// Fewest of them: some turns of its forwarding task, which moves 64 a turn.
 const SUBSCRIPTION_LEAST: usize = 128;
-
-fn epoch_number(epoch: &str) -> Result<u64> {
-    batch::epoch_of(epoch).ok_or_else(|| {
-        Error::Value(format!(
-            "not an epoch (16 lower-case hex digits): {epoch:?}"
-        ))
-    })
-}
 
 /// Who may say what in a swarm.
 #[derive(Debug)]
@@ -158,6 +146,42 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
+    /// Before anything of it runs.
+    pub fn new(core: &Core, gossip: &Gossip, join: &Join, topic_id: TopicId) -> Result<Self> {
+        let subscription =
+            (join.inbox_bytes / gossip.message_bytes).clamp(SUBSCRIPTION_LEAST, SUBSCRIPTION);
+        Ok(Self {
+            id: core.next_id(),
+            topic: join.topic.clone(),
+            topic_id,
+            payload_bytes: batch::usable(gossip.message_bytes),
+            subscription,
+            inbox: InboxShare::new(join.inbox_bytes),
+            totals: Totals::default(),
+            phase: watch::Sender::new(Phase::In),
+            rules: RwLock::new(Rules::parse(&join.hubs, join.authors.as_deref())?),
+            neighbours: Mutex::default(),
+            kept: Mutex::new(Kept::new(join.keep_bytes)),
+            queue: Mutex::default(),
+            dirty: AtomicBool::new(false),
+            queued: Notify::new(),
+            lag_waits: AtomicBool::new(false),
+            sender: Mutex::new(None),
+        })
+    }
+
+    /// From now on these may say what.
+    pub fn allow(&self, hubs: &[String], authors: Option<&[String]>) -> Result<()> {
+        let rules = Rules::parse(hubs, authors)?;
+        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
+        Ok(())
+    }
+
+    /// Events that were queued and not yet taken.
+    pub fn queued_events(&self) -> usize {
+        lock(&self.queue).events
+    }
+
     /// Who may say what.
     pub fn rules(&self) -> RwLockReadGuard<'_, Rules> {
         self.rules.read().unwrap_or_else(PoisonError::into_inner)
@@ -243,7 +267,8 @@ impl Shared {
         room && std::mem::take(&mut queue.refused)
     }
 
-    fn push(
+    /// Queues events. False when there is no room.
+    pub fn push(
         self: &Arc<Self>,
         author: PublicKey,
         epoch: u64,
@@ -281,7 +306,8 @@ impl Shared {
         true
     }
 
-    fn push_head(self: &Arc<Self>, author: PublicKey, epoch: u64, seq: u64) {
+    /// Queues the newest number.
+    pub fn push_head(self: &Arc<Self>, author: PublicKey, epoch: u64, seq: u64) {
         let mut queue = lock(&self.queue);
         // A head that still waits says less than this one. So heads cannot fill the queue either.
         queue.waiting.retain(|waiting| {
@@ -332,87 +358,8 @@ impl Writer for Shared {
     }
 }
 
-/// What `Endpoint.join` was given.
-#[derive(Debug)]
-pub struct Join {
-    /// Name of the topic.
-    pub topic: String,
-    /// 32 bytes.
-    pub id: Vec<u8>,
-    /// NodeIds to join by way of.
-    pub peers: Vec<String>,
-    /// Who may sign for others.
-    pub hubs: Vec<String>,
-    /// Who may publish.
-    pub authors: Option<Vec<String>>,
-    /// Bound of what is not drained.
-    pub inbox_bytes: usize,
-    /// Bound of the kept batches.
-    pub keep_bytes: usize,
-}
-
-/// One topic's gossip overlay, as this endpoint is in it.
-#[pyclass(frozen, module = "broker._gossip_ext")]
-#[derive(Debug)]
-pub struct Swarm {
-    core: Arc<Core>,
-    shared: Arc<Shared>,
-}
-
-fn peers(core: &Core, ids: &[String]) -> Result<Vec<PublicKey>> {
-    let mut peers = ids
-        .iter()
-        .map(|id| keys::public(id))
-        .collect::<Result<Vec<_>>>()?;
-    peers.retain(|peer| *peer != core.id);
-    Ok(peers)
-}
-
-impl Swarm {
-    /// Joins.
-    pub fn join(core: &Arc<Core>, gossip: Arc<Gossip>, join: Join) -> Result<Self> {
-        let id: [u8; 32] =
-            join.id.as_slice().try_into().map_err(|_| {
-                Error::Value(format!("a swarm id has 32 bytes, not {}", join.id.len()))
-            })?;
-        if join.topic.is_empty() || join.topic.len() > TOPIC_BYTES {
-            return Err(Error::Value(format!(
-                "a topic has 1 to {TOPIC_BYTES} bytes, not {}",
-                join.topic.len()
-            )));
-        }
-        let subscription =
-            (join.inbox_bytes / gossip.message_bytes).clamp(SUBSCRIPTION_LEAST, SUBSCRIPTION);
-        let shared = Arc::new(Shared {
-            id: core.next_id(),
-            topic_id: TopicId::from_bytes(id),
-            payload_bytes: batch::usable(gossip.message_bytes),
-            subscription,
-            inbox: InboxShare::new(join.inbox_bytes),
-            totals: Totals::default(),
-            phase: watch::Sender::new(Phase::In),
-            rules: RwLock::new(Rules::parse(&join.hubs, join.authors.as_deref())?),
-            neighbours: Mutex::default(),
-            kept: Mutex::new(Kept::new(join.keep_bytes)),
-            queue: Mutex::default(),
-            dirty: AtomicBool::new(false),
-            queued: Notify::new(),
-            lag_waits: AtomicBool::new(false),
-            sender: Mutex::new(None),
-            topic: join.topic,
-        });
-        let peers = peers(core, &join.peers)?;
-        gossip.enter(&shared);
-        runtime::runtime()?.spawn(run(core.clone(), gossip, shared.clone(), peers));
-        Ok(Self {
-            core: core.clone(),
-            shared,
-        })
-    }
-}
-
 /// Subscribes, runs both directions until it is left, and forgets the swarm.
-async fn run(core: Arc<Core>, gossip: Arc<Gossip>, shared: Arc<Shared>, peers: Vec<PublicKey>) {
+pub async fn run(core: Arc<Core>, gossip: Arc<Gossip>, shared: Arc<Shared>, peers: Vec<PublicKey>) {
     let subscribed = tokio::select! {
         subscribed = gossip.overlay.subscribe_with_opts(shared.topic_id, options(&shared)) => subscribed.ok(),
         () = shared.reached(Phase::Leaving) => None,
@@ -437,7 +384,7 @@ pub fn options(shared: &Shared) -> JoinOptions {
 }
 
 /// Asks each peer to let us join, once there is a connection with it.
-fn ask(gossip: &Arc<Gossip>, shared: &Arc<Shared>, peers: Vec<PublicKey>) {
+pub fn ask(gossip: &Arc<Gossip>, shared: &Arc<Shared>, peers: Vec<PublicKey>) {
     for peer in peers {
         let (gossip, shared) = (gossip.clone(), shared.clone());
         tokio::spawn(async move {
@@ -454,137 +401,5 @@ fn ask(gossip: &Arc<Gossip>, shared: &Arc<Shared>, peers: Vec<PublicKey>) {
                 () = shared.reached(Phase::Leaving) => {}
             }
         });
-    }
-}
-
-#[pymethods]
-impl Swarm {
-    #[getter]
-    fn id(&self) -> u64 {
-        self.shared.id
-    }
-
-    #[getter]
-    fn topic(&self) -> &str {
-        &self.shared.topic
-    }
-
-    #[pyo3(signature = (epoch, first_seq, frames, *, author=None))]
-    fn publish(
-        &self,
-        epoch: &str,
-        first_seq: u64,
-        frames: &Bound<'_, PyAny>,
-        author: Option<&str>,
-    ) -> PyResult<bool> {
-        let (author, epoch) = (self.author(author)?, epoch_number(epoch)?);
-        let mut out = VecDeque::new();
-        for frame in frames.try_iter()? {
-            let frame = frame?.cast_into::<PyBytes>()?;
-            if frame.as_bytes().is_empty() {
-                return Err(Error::value("an empty payload cannot be sent").into());
-            }
-            out.push_back(Bytes::copy_from_slice(frame.as_bytes()));
-        }
-        if first_seq == 0 || first_seq > MAX_SEQ - out.len() as u64 {
-            return Err(
-                Error::Value(format!("first_seq must be 1 to 2**53, not {first_seq}")).into(),
-            );
-        }
-        self.check_in()?;
-        Ok(out.is_empty() || self.shared.push(author, epoch, first_seq, out))
-    }
-
-    #[pyo3(signature = (epoch, seq, *, author=None))]
-    fn head(&self, epoch: &str, seq: u64, author: Option<&str>) -> Result<()> {
-        let (author, epoch) = (self.author(author)?, epoch_number(epoch)?);
-        self.check_in()?;
-        self.shared.push_head(author, epoch, seq);
-        Ok(())
-    }
-
-    fn join_peers(&self, peers: Vec<String>) -> Result<()> {
-        let peers = self::peers(&self.core, &peers)?;
-        self.check_in()?;
-        let gossip = self.core.gossip().ok_or(Error::Closed)?;
-        let _inside = runtime::runtime()?.enter();
-        ask(&gossip, &self.shared, peers);
-        Ok(())
-    }
-
-    fn relay(&self, py: Python<'_>, message: Vec<u8>) -> Result<()> {
-        self.check_in()?;
-        let gossip = self.core.gossip().ok_or(Error::Closed)?;
-        let sender = self.shared.sender().ok_or(Error::Closed)?;
-        py.detach(|| runtime::block_on(gossip.broadcast(&sender, message.into())))?;
-        Ok(())
-    }
-
-    #[pyo3(signature = (*, hubs, authors))]
-    fn allow(&self, hubs: Vec<String>, authors: Option<Vec<String>>) -> Result<()> {
-        let rules = Rules::parse(&hubs, authors.as_deref())?;
-        *self
-            .shared
-            .rules
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = rules;
-        Ok(())
-    }
-
-    #[pyo3(signature = (author, epoch, a, b, max_bytes=262_144))]
-    fn batches<'py>(
-        &self,
-        py: Python<'py>,
-        author: &str,
-        epoch: &str,
-        a: u64,
-        b: u64,
-        max_bytes: usize,
-    ) -> Result<Vec<Bound<'py, PyBytes>>> {
-        let (author, epoch) = (keys::public(author)?, epoch_number(epoch)?);
-        let found = self.shared.kept().range(&author, epoch, a, b, max_bytes);
-        Ok(found.iter().map(|batch| PyBytes::new(py, batch)).collect())
-    }
-
-    fn neighbours(&self) -> Vec<String> {
-        let neighbours = self.shared.neighbours();
-        neighbours.iter().map(ToString::to_string).collect()
-    }
-
-    fn message_bytes(&self) -> usize {
-        broadcast::event_bytes(&self.shared)
-    }
-
-    fn counters(&self) -> HashMap<&'static str, u64> {
-        let mut totals: HashMap<_, _> = self.shared.totals.read().into_iter().collect();
-        totals.extend([
-            ("neighbours", self.shared.neighbours().len() as u64),
-            ("queued_events", lock(&self.shared.queue).events as u64),
-            ("kept_bytes", self.shared.kept().bytes() as u64),
-        ]);
-        totals
-    }
-
-    fn leave(&self) {
-        self.shared.leave();
-    }
-}
-
-impl Swarm {
-    fn author(&self, author: Option<&str>) -> Result<PublicKey> {
-        author.map_or(Ok(self.core.id), keys::public)
-    }
-
-    fn check_in(&self) -> Result<()> {
-        match self.shared.phase() {
-            Phase::In => Ok(()),
-            _ => Err(Error::Closed),
-        }
-    }
-}
-
-impl Drop for Swarm {
-    fn drop(&mut self) {
-        self.shared.leave();
     }
 }
