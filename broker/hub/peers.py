@@ -1,9 +1,11 @@
-"""Who may gossip, as every spoke that can is told: ``hub.peers``, and where each can be dialled.
+"""Who may gossip, as every spoke is told that has to do with a swarm: ``hub.peers``, and where each can be dialled.
 
 Whoever has registered as able to gossip is a peer until its NodeId is not admitted any more, was kicked, or has been
 away for `AWAY`: a spoke that lost the hub's connection alone goes on hearing the swarms. Additions are gathered for a
-moment; removals, which cut live connections at every spoke, go with the batch that brought them. Not here: which swarms
-a peer may join (swarms.py).
+moment; removals, which cut live connections at every spoke, go with the batch that brought them. A connection hears of
+its peers from its first swarm on: N spokes that are in none would be told N * N NodeIds for nothing, and the burst that
+a long list is leaves 28 KiB in QUIC's buffers, measured, for as long as the connection lasts. Not here: which swarms a
+peer may join (swarms.py).
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ class Peers:
         self._hubs: tuple[str, ...] = ()
         self.sessions: dict[int, Session] = {}
         """Connections of spokes that can gossip."""
+        self._told: dict[int, Session] = {}
+        """Those of them that have been told who else can, and hear of every change."""
         self._places: dict[str, dict[str, Any]] = {}
         self._away: dict[str, float] = {}
         self._added: dict[str, None] = {}
@@ -127,18 +131,18 @@ class Peers:
         if stats is not None and stats.path == "direct" and stats.remote_addr and stats.remote_addr not in addrs:
             addrs.append(stats.remote_addr)  # behind a NAT it does not know this one itself
         self._endpoint.learn(node_id, addrs, list(place.relays))
-        new = session.peer not in self.sessions
         self.sessions[session.peer] = session
         self._away.pop(node_id, None)
         if node_id not in self._places:
             self._endpoint.admit_peers([node_id])
             self._add(node_id, now)
         self._places[node_id] = {"id": node_id, "addrs": addrs, "relays": list(place.relays)}
-        if new:
-            self._tell_all_of_them(session)
+        if session.hub:
+            self.tell(session.peer)
 
     def gone(self, session: Session, code: int | None, now: float) -> None:
         """A connection ended."""
+        self._told.pop(session.peer, None)
         if self.sessions.pop(session.peer, None) is None:
             return
         if any(other.node_id == session.node_id for other in self.sessions.values()):
@@ -173,10 +177,12 @@ class Peers:
         if gathered:
             self._added.clear()
         self._removed.clear()
+        if not self._told:
+            return
         frames = self._frames(add, remove, full=False)
         # Hubs tell each other of their own peers alone, or a NodeId would never be forgotten.
         own = self._frames([one for one in add if one in self._places], remove, full=False)
-        for peer, session in self.sessions.items():
+        for peer, session in self._told.items():
             for frame in own if session.hub else frames:
                 self._queue(peer, frame)
 
@@ -195,10 +201,15 @@ class Peers:
             dues.append(self._due)
         return min(dues, default=None)
 
-    def _tell_all_of_them(self, session: Session) -> None:
+    def tell(self, peer: int) -> None:
+        """A connection has to do with swarms: it is told of all peers, once, and of changes from now on."""
+        session = self.sessions.get(peer)
+        if session is None or peer in self._told:
+            return
+        self._told[peer] = session
         ids = list(self._places) if session.hub else [*self._hubs, *self.node_ids()]
         for frame in self._frames(ids, [], full=True):
-            self._queue(session.peer, frame)
+            self._queue(peer, frame)
 
     def _frames(self, add: list[str], remove: list[str], *, full: bool) -> list[bytes]:
         detail = {"add": add, "remove": remove, "full": full}

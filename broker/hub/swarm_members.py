@@ -197,6 +197,7 @@ class SwarmMembers:
             for (topic, peer), bootstrap in invites.items():
                 swarm = self._swarms.by_topic.get(topic)
                 if swarm is not None and peer in swarm.overlay:
+                    self.peers.tell(peer)
                     detail = self._invitation(swarm, bootstrap)
                     for frame in parts("topic.swarm", detail, self._frame_bytes, cut=("bootstrap",)):
                         self._swarms.queue(peer, frame)

@@ -54,6 +54,8 @@ class SwarmMessages:
                 0 <= generation <= MAX_GENERATION
             ):
                 want, lagged = detail.get("want") is True, detail.get("lagged") is True
+                # Also one that is refused: what it knows of peers may be from another connection, and out of date.
+                self._swarms.members.peers.tell(session.peer)
                 self._swarm(session, topic, generation, joined=joined, want=want, lagged=lagged)
             case _:
                 raise FrameError("topic.swarm needs topic, generation and joined", close_code=CloseCode.BAD_MESSAGE)

@@ -167,6 +167,9 @@ class Swarms:
 
     def hub_up(self) -> None:
         """After the subscriptions were made: the hub hears where we are, and what it may lack."""
+        if not self._topics and self._gossips() and self._link.endpoint is not None:
+            # Whom it let in before may be banned by now, and the hub tells of peers with the first swarm.
+            self._link.endpoint.admit_peers([], full=True, framed=True)
         for entry in list(self._topics.values()):
             self._handle(entry, m.HubUp())
             newest = list(entry.sources.items())[-MAX_HEADS:]

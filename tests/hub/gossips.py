@@ -65,6 +65,10 @@ class GossipPeer(Peer):
         self.say("hub.register", detail)
         await self.hears("hub.register")
 
+    def meet(self) -> None:
+        """Has the hub tell it of its peers, as with its first swarm."""
+        self.say("topic.swarm", {"topic": "a", "generation": 0, "joined": False})
+
     def subscribe(self, *patterns: str, since: Any = None) -> None:
         self.say("__subscribe", {"topics": list(patterns), "since": since})
 

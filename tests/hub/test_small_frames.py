@@ -31,6 +31,8 @@ async def test_a_hundred_gossipers_are_told_of_each_other() -> None:
     """Each list is 6.7 KB. They are there before it is told, and get it and their next acknowledgements."""
     async with a_hub(**SMALL) as hub, AsyncExitStack() as stack:
         peers = [await stack.enter_async_context(a_gossiper(hub, str(number))) for number in range(MANY)]
+        for peer in peers:
+            peer.meet()
         everybody = {peer.node_id for peer in peers} | {hub.node_id}
         await until(lambda: all(peer.peers >= everybody - {peer.node_id} for peer in peers))
         assert all(len(orjson.dumps(one)) <= 4 * KIB for peer in peers for one in peer.received)

@@ -323,7 +323,9 @@ async def test_a_batch_that_contradicts_itself_goes_nowhere() -> None:
 async def test_the_peers_know_of_each_other_and_forget_who_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "AWAY", 0.1)
     async with a_hub() as hub, a_gossiper(hub, "x") as x:
+        x.meet()
         async with a_gossiper(hub, "y") as y:
+            y.meet()
             await until(lambda: y.node_id in x.peers)
             assert y.peers == {hub.node_id, x.node_id, y.node_id}
         await until(lambda: y.node_id not in x.peers)

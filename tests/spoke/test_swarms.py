@@ -9,6 +9,7 @@ import pytest
 from broker import _gossip_ext as ext
 from broker import connect
 from broker.errors import TopicError
+from tests.hub.gossips import GossipPeer
 from tests.rig import FAST, PATIENCE, Numbers, a_hub, cut, spokes, until
 from tests.spoke.swarming import NO_GOSSIP, TOPIC, hear_again, publish, reading, sent, stop_hearing, swarm_of
 
@@ -55,6 +56,25 @@ async def test_its_own_events_reach_a_publisher_that_subscribes() -> None:
         await mine.has(range(100))
         await theirs.has(range(100))
         assert mine.events.verdicts[0].received == 100
+
+
+async def test_who_is_back_and_in_no_swarm_lets_nobody_in_of_whom_it_was_told_before() -> None:
+    """The hub tells of peers with the first swarm of a connection; who was one on the last one may be banned by now."""
+    async with swarm_of(1) as (hub, (spoke,)):
+        assert spoke.endpoint is not None
+        stranger = GossipPeer()
+        try:
+            stranger.endpoint.admit_peers([spoke.node_id])
+            stranger.endpoint.learn(spoke.node_id, spoke.endpoint.addrs())
+            spoke._swarms.peers({"add": [stranger.node_id], "remove": [], "full": True})
+            connects = spoke._link.connects
+            cut(hub, "s0")
+            await until(lambda: spoke.connected and spoke._link.connects > connects)
+            stranger.swarms["t"] = stranger.endpoint.join("t", bytes(32), [spoke.node_id])
+            endpoint = spoke.endpoint
+            await until(lambda: endpoint.counters()["refused_not_admitted"])
+        finally:
+            stranger.close()
 
 
 async def test_two_authors_on_one_topic_each_in_order() -> None:
