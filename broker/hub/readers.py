@@ -63,6 +63,8 @@ class Readers:
         """By the place of the first and their number."""
         self.channels: set[Channel] = set()
         """Those that have readers: the ones to look after as time passes."""
+        self.moved: set[Channel] = set()
+        """Those whose readers have read, or have gone, in this batch: what they held up is looked at once after it."""
 
     def fell_behind(self, channel: Channel, peers: Sequence[int], index: int) -> None:
         """Members whose queue was full become readers, from the first event that they did not get."""
@@ -115,7 +117,7 @@ class Readers:
                 self.rejoin(channel, peer)
             elif not feed.frames:
                 break  # the ring has nothing for it now
-        self._fan_out.released(channel)
+        self.moved.add(channel)
         return peer in channel.leftover
 
     def _feed_of(self, channel: Channel, peer: int, batch: Batch) -> Feed:
@@ -254,6 +256,13 @@ class Readers:
         while self._answers and self._answers[oldest := next(iter(self._answers))][0] <= now:
             del self._answers[oldest]
 
+    def release(self) -> None:
+        """After the batch: what its readers held up goes on. To find that out takes a step for each reader of a topic,
+        so it must not be asked after each that reads."""
+        moved, self.moved = self.moved, set()
+        for channel in moved:
+            self._fan_out.released(channel)
+
     def _span(
         self, channel: Channel, author: str, epoch: str, first: int, last: int
     ) -> tuple[list[bytes], list[tuple[int, int]]]:
@@ -274,7 +283,7 @@ class Readers:
         for channel in list(self.channels):
             if peer in channel.leftover:
                 self.leave(channel, peer)
-                self._fan_out.released(channel)
+                self.moved.add(channel)
 
     @property
     def lagging(self) -> int:

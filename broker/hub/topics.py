@@ -192,6 +192,7 @@ class Topics:
         self._fan_out.bytes -= victim.accounted
         del self.channels[victim.topic]
         self.readers.channels.discard(victim)
+        self.readers.moved.discard(victim)
 
     def flush(self) -> None:
         """Fans out what the batch brought, acknowledges it, and feeds readers of the topics that moved."""
@@ -210,6 +211,8 @@ class Topics:
                 self._fan_out.account(channel)
             if self._fan_out.over:
                 self._fan_out.shed()
+        if self.readers.moved:
+            self.readers.release()
 
     def subscribe(
         self, peer: int, patterns: Sequence[str], options: SubscribeOptions, since: Any, tag: str | None = None

@@ -22,11 +22,11 @@ _MOMENT: Final = 1e-6
 class Patience:
     """The clock of one ring. ``per`` is its capacity in events."""
 
-    __slots__ = ("_mark", "_per", "_since", "_spent")
+    __slots__ = ("_budget", "_mark", "_per", "_since", "_spent")
 
     def __init__(self, per: int) -> None:
         self._per = per
-        self._spent = 0.0
+        self._spent = self._budget = 0.0
         self._since: float | None = None
         self._mark = 0
 
@@ -49,15 +49,31 @@ class Patience:
         for one in holders.values():
             one.spent += 0.0 if one.since is None else now - one.since
             one.since = now
-        over = self._spent + _MOMENT >= _budget(holders.values())
+        self._budget = _budget(holders.values())
+        over = self._spent + _MOMENT >= self._budget
         return [peer for peer, one in holders.items() if over or one.spent + _MOMENT >= one.options.patience]
+
+    def passes(self, one: Cursor, over: int, now: float) -> bool:
+        """One reader is about to move, or has moved: if it needs what comes before the place ``over``, its time until
+        now is counted, and that of all together, in one step however many there are. True: `count` has to be asked,
+        since somebody may have spent its patience, or has just begun to."""
+        if one.index >= over or not one.blocks:
+            one.since = None
+            return False
+        if self._since is None or one.since is None:
+            return True
+        self._spent += now - self._since
+        one.spent += now - one.since
+        self._since = one.since = now
+        return self._spent + _MOMENT >= self._budget or one.spent + _MOMENT >= one.options.patience
 
     def due(self, holders: Iterable[Cursor]) -> float:
         """When the first of them will have spent its patience; 0 when that has yet to be counted."""
         holders = list(holders)
-        left = _budget(holders) - self._spent
-        dues = [one.since + min(left, one.options.patience - one.spent) for one in holders if one.since is not None]
-        return min(dues) if dues and len(dues) == len(holders) else 0.0
+        dues = [one.since + one.options.patience - one.spent for one in holders if one.since is not None]
+        if self._since is None or not dues or len(dues) < len(holders):
+            return 0.0
+        return min(self._since + _budget(holders) - self._spent, *dues)
 
 
 def _budget(holders: Iterable[Cursor]) -> float:

@@ -220,7 +220,8 @@ class Ring:
         self._put(reader, one)
         if self.held:
             self._credit(now)
-            self._settle(now)
+            if self._patience.passes(one, self._over(), now):
+                self._settle(now)
 
     def seek(self, reader: Peer, since: RingSince, options: SubscribeOptions, now: float) -> list[Head]:
         """A subscribe. With a ``since`` it is a reader of what it misses; without, it is none. Returns the heads.
@@ -266,7 +267,7 @@ class Ring:
         if one is None or one.paused:
             return Batch([], [], one is None, [])
         self._credit(now)
-        if self.held:
+        if self.held and self._patience.passes(one, self._over(), now):
             self._account(now)
         lost, one.lost = one.lost, []
         if one.marks is not None:
@@ -358,9 +359,13 @@ class Ring:
         return bool(spent)
 
     def _holders(self) -> dict[Peer, Cursor]:
-        """The readers that need what is over capacity, if the ring is held."""
-        over = max(self.first_index + 1, self.next_index - self._capacity_events)
-        return {peer: one for peer, one in self._readers.items() if one.blocks and one.index < over}
+        """Who needs what is over capacity, if the ring is held. A step for each reader: for batches, not for reads."""
+        over = self._over()
+        return {peer: one for peer, one in self._readers.items() if one.index < over and one.blocks}
+
+    def _over(self) -> int:
+        """What comes before this place is over capacity."""
+        return max(self.first_index + 1, self.next_index - self._capacity_events)
 
     # -- the entries
 
@@ -383,8 +388,7 @@ class Ring:
 
     def shed(self, count: int) -> int:
         """Give up the oldest ``count`` entries, whoever needs them: the hub is over a bound of its own."""
-        count = min(count, len(self))
-        for _ in range(count):
+        for _ in range(count := min(count, len(self))):
             self._evict()
         self._make_room()
         return count
@@ -413,8 +417,7 @@ class Ring:
         self.held = False
 
     def _bounds(self) -> None:
-        free = [one.index for one in self._readers.values() if one.marks is None]
-        self._floor = min(free, default=_NEVER)
+        self._floor = min((one.index for one in self._readers.values() if one.marks is None), default=_NEVER)
         self._hold = min((one.index for one in self._readers.values() if one.blocks), default=_NEVER)
         self._stale = False
 

@@ -102,6 +102,30 @@ def test_what_many_are_behind_by_is_framed_once_however_they_take_turns() -> Non
     assert not table.readers._packed, "nobody is behind any more"
 
 
+def test_what_readers_held_up_is_looked_at_once_a_batch_however_many_of_them_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = Table(Ring(capacity_events=50), patience=60.0)
+    table.endpoint.full.update(PEERS)
+    table.publish(40)
+    table.publish(40)
+    table.fan_out.mind(table.channel)
+    table.channel.unacked = 80
+    assert table.channel.ring.held
+    looks = []
+    tick = Ring.tick
+    monkeypatch.setattr(Ring, "tick", lambda ring, now: looks.append(now) or tick(ring, now))
+    for peer in PEERS:
+        table.drain(peer)
+    assert not looks
+    table.readers.release()
+    assert len(looks) == 1
+    assert not table.channel.ring.held
+    assert table.channel.unacked == 0, "acknowledged"
+    table.readers.release()
+    assert len(looks) == 1
+
+
 def test_what_was_lost_is_told_to_each_and_is_no_delivery() -> None:
     table = Table(Ring(capacity_events=8), policy="drop_oldest")
     table.endpoint.full.update(PEERS)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
 import pytest
 
 from broker.protocol.patience import HOLDS
@@ -199,6 +204,61 @@ def test_two_slow_readers_spend_their_patience_together() -> None:
     assert ring.tick(5.0) == [Demoted(2)]
     assert not ring.held
     assert read(ring, 1).lost == read(ring, 2).lost == [Lost("a", E, 1, 1)]
+
+
+def functions_in(call: Callable[[], Any]) -> int:
+    """How many functions of Python run in it."""
+    count = 0
+
+    def note(_frame: FrameType, event: str, _arg: Any) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def held_by(readers: int) -> Ring:
+    ring = Ring(capacity_events=100)
+    fill(ring, *range(1, 101))
+    for peer in range(readers):
+        ring.lag(peer, peer % 4, BLOCK, 0.0)
+    fill(ring, *range(101, 151))
+    assert ring.tick(0.0) == []
+    assert ring.held
+    return ring
+
+
+def test_what_one_reads_and_gives_back_of_a_held_ring_takes_no_step_for_each_other_reader() -> None:
+    costs = []
+    for readers in (4, 400):
+        ring = held_by(readers)
+        reads = [functions_in(lambda peer=peer, ring=ring: ring.read(peer, 5, 10**6, 0.5)) for peer in range(4)]  # type: ignore[misc]
+        backs = [functions_in(lambda peer=peer, ring=ring: ring.lag(peer, peer, BLOCK, 0.5)) for peer in range(4)]  # type: ignore[misc]
+        news = functions_in(lambda ring=ring: ring.lag(1_000, 140, BLOCK, 0.5))  # type: ignore[misc]
+        costs.append((reads, backs, news))
+    assert costs[0] == costs[1]
+
+
+def test_time_counts_alike_whether_or_not_others_read_meanwhile() -> None:
+    """A read counts its reader's time alone; the others' is counted with the next tick, from where it was."""
+    for reads in ((), (0.4, 0.9, 1.1)):
+        ring = held_by(3)
+        for now in reads:
+            assert ring.read(1, 1, 10**6, now).frames
+        assert ring.tick(1.9) == []
+        assert ring.next_deadline() == pytest.approx(2.0)
+        assert ring.tick(2.0) == [Demoted(peer) for peer in range(3)]
+
+
+def test_who_spends_the_last_of_its_patience_as_it_reads_is_demoted() -> None:
+    ring = held_by(2)
+    ring.read(1, 1, 10**6, 2.0)
+    assert ring.tick(2.0) == [Demoted(0), Demoted(1)]
 
 
 def test_no_patience_is_none() -> None:
