@@ -6,7 +6,7 @@ lets :func:`start_thread` run it beside any asyncio loop, or drives it from the 
 """
 
 from collections.abc import Sequence
-from typing import Final, final
+from typing import Any, Final, final
 
 __all__ = [
     "BATCH", "CALLS", "CLOSED", "DATAGRAM", "DIAL_FAILED", "DRAINED", "FRAMES", "HEAD", "LAGGED", "NEIGHBOUR",
@@ -210,7 +210,7 @@ class Endpoint:
     def pending(self) -> bool:
         """Whether the inbox has items. One atomic read."""
 
-    def drain(self) -> list[tuple[object, ...]]:
+    def drain(self) -> list[tuple[Any, ...]]:
         """Everything that has arrived, in order per connection, and lowers the eventfd. At most ~4 MiB of frames a
         call: the eventfd stays up when there is more. Frames handed out no longer count against ``inbox_bytes``."""
 

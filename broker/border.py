@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from broker import _gossip_ext as ext
 from broker.loop import watch
@@ -98,7 +98,7 @@ def attach(endpoint: ext.Endpoint, handler: Handler, swarms: SwarmHandler | None
         methods |= of_swarms
 
     def wake() -> None:
-        items = cast("list[tuple[Any, ...]]", endpoint.drain())
+        items: list[tuple[Any, ...]] = endpoint.drain()
         for kind, *rest in items:
             try:
                 methods[kind](*rest)

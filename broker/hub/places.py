@@ -7,7 +7,6 @@ everybody, since its subscribers come back within moments. Not here: what a paus
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from itertools import count
 from typing import NamedTuple
 
@@ -41,6 +40,9 @@ class Places:
         self._ids = count(-1, -1)
         """Below every peer's id."""
         self._expected_until = 0.0
+
+    def __len__(self) -> int:
+        return len(self._places)
 
     def expect(self, seconds: float) -> None:
         """The hub was restarted: its subscribers come back within moments, and its memory is empty. Until then the
@@ -95,5 +97,6 @@ class Places:
         for id in [id for id, place in self._places.items() if place.until <= now]:
             self._give_up(id)
 
-    def deadlines(self) -> Iterable[float]:
-        return (place.until for place in self._places.values())
+    def next_due(self) -> float | None:
+        """When :meth:`tick` has something to do."""
+        return min(place.until for place in self._places.values()) if self._places else None

@@ -380,10 +380,11 @@ class Router:
     def _arm(self) -> None:
         """One timer for whatever is due first. A later one that is set already will do: it looks again."""
         now = time.monotonic()
-        dues = [due for due in (self.calls.next_deadline(), self.topics.next_deadline(now)) if due is not None]
-        if not dues:
+        call, due = self.calls.next_deadline(), self.topics.next_deadline(now)
+        if due is None or (call is not None and call < due):
+            due = call
+        if due is None:
             return
-        due = min(dues)
         if self._timer is not None:
             if self._timer_at <= due:
                 return

@@ -191,9 +191,11 @@ class TopicMessages:
 
 
 def _placed(meta: dict[str, Any]) -> bool:
-    """Whether an event's meta has a place in its author's sequence."""
-    seq = meta.get("seq")
-    return type(seq) is int and 0 < seq < 2**53 and _is_epoch(meta.get("epoch"))
+    """Whether an event's meta has a place in its author's sequence. It runs once an event, so it calls nothing."""
+    seq, epoch = meta.get("seq"), meta.get("epoch")
+    if type(seq) is not int or not 0 < seq < 2**53:
+        return False
+    return type(epoch) is str and len(epoch) == 16 and epoch.isalnum() and epoch.isascii()
 
 
 def _number(value: Any, least: int) -> int:

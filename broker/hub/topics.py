@@ -380,8 +380,10 @@ class Topics:
 
     def next_deadline(self, now: float) -> float | None:
         """When :meth:`tick` is due."""
-        dues = [due for channel in self.readers.channels if (due := channel.ring.next_deadline()) is not None]
-        dues += self.places.deadlines()
-        if self._fan_out.ack_due:
-            dues.append(now + ACK_DELAY)
-        return min(dues, default=None)
+        first = now + ACK_DELAY if self._fan_out.ack_due else None
+        if (place := self.places.next_due()) is not None:
+            first = place if first is None else min(first, place)
+        for channel in self.readers.channels:
+            if (due := channel.ring.next_deadline()) is not None:
+                first = due if first is None else min(first, due)
+        return first

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from types import FrameType
-from typing import Any
-
 import pytest
 
 from broker.protocol.patience import HOLDS
 from broker.protocol.ring import Demoted, Disconnect, Head, Lost, Ring
 from broker.protocol.routing import SubscribeOptions
+from tests.counting import functions_in
 from tests.protocol.rings import BLOCK, E, fill, numbers, read
 
 
@@ -204,22 +200,6 @@ def test_two_slow_readers_spend_their_patience_together() -> None:
     assert ring.tick(5.0) == [Demoted(2)]
     assert not ring.held
     assert read(ring, 1).lost == read(ring, 2).lost == [Lost("a", E, 1, 1)]
-
-
-def functions_in(call: Callable[[], Any]) -> int:
-    """How many functions of Python run in it."""
-    count = 0
-
-    def note(_frame: FrameType, event: str, _arg: Any) -> None:
-        nonlocal count
-        count += event == "call"
-
-    sys.setprofile(note)
-    try:
-        call()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 def held_by(readers: int) -> Ring:
