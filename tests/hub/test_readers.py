@@ -15,7 +15,7 @@ from broker.hub.channel import Channel
 from broker.hub.fan_out import FanOut
 from broker.hub.metrics import TopicCounters
 from broker.hub.readers import FEED_EVENTS, Readers
-from broker.protocol.ring import Ring
+from broker.protocol.ring import Demoted, Disconnect, Ring
 from broker.protocol.routing import SubscribeOptions, Subscriptions
 from tests.fuzz.endpoint import FakeEndpoint
 
@@ -112,9 +112,14 @@ def test_what_readers_held_up_is_looked_at_once_a_batch_however_many_of_them_rea
     table.fan_out.mind(table.channel)
     table.channel.unacked = 80
     assert table.channel.ring.held
-    looks = []
+    looks: list[float] = []
     tick = Ring.tick
-    monkeypatch.setattr(Ring, "tick", lambda ring, now: looks.append(now) or tick(ring, now))
+
+    def counted(ring: Ring, now: float) -> list[Demoted | Disconnect]:
+        looks.append(now)
+        return tick(ring, now)
+
+    monkeypatch.setattr(Ring, "tick", counted)
     for peer in PEERS:
         table.drain(peer)
     assert not looks
