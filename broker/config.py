@@ -169,7 +169,7 @@ class LimitsConfig(Table):
     frame_timeout: Seconds = 30.0
     """A frame once begun is whole in this time."""
     idle_timeout: Seconds = 6.0
-    """A connection that is silent for so long is dead. Half of it ends a path where relays offer another."""
+    """A connection that is silent for so long is dead. A third of it ends a path where relays offer another."""
 
 
 class CallsConfig(Table):

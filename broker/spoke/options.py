@@ -31,7 +31,7 @@ class SpokeOptions:
     dial_timeout: float = 10.0
     idle_timeout: float = 6.0
     """A connection that is silent for so long is dead: what it takes to notice a hub that was killed. With relays, a
-    path that is silent for half of it is left for another one."""
+    path that is silent for a third of it is left for another one."""
     backoff_first: float = 0.2
     """Full jitter: the n-th attempt waits a random time up to ``min(backoff_first * 2**n, backoff_most)``,
     and up to 3 s while the spoke is in a swarm."""

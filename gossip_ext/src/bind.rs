@@ -53,8 +53,13 @@ const KEEP_ALIVE_MOST: Duration = Duration::from_secs(5);
 const KEEP_ALIVES: u32 = 3;
 
 /// With relays: a path that is silent for the idle timeout divided by this is left for another one (QUIC keeps the last),
-/// and what was on its way over it is sent again. Well before the connection's own end: at 1 both came at once.
-const FALLS_BACK: u32 = 2;
+/// and what was on its way over it is sent again: at once, or after 3.4 times as long again, where noq-proto takes the
+/// silence for that path's round trip (docs/decisions/0011). At 2 that was more than a caller may have calls waiting.
+const FALLS_BACK: u32 = 3;
+
+/// Keep-alives in such a silence. Fewer than above, since QUIC asks for one that is lost again within some round trips,
+/// and each goes over the idle relay's path too.
+const PATH_KEEP_ALIVES: u32 = 2;
 
 /// What `Endpoint.bind` was given.
 #[derive(Debug)]
@@ -87,15 +92,20 @@ fn transport(idle_timeout: Duration, relays: bool) -> Result<QuicTransportConfig
     let path_idle = match relays {
         true => idle_timeout / FALLS_BACK,
         false => idle_timeout,
-    };
-    let path_idle = path_idle.min(PATH_IDLE_MOST);
+    }
+    .min(PATH_IDLE_MOST);
+    let path_keep_alive = match relays {
+        true => path_idle / PATH_KEEP_ALIVES,
+        false => path_idle / KEEP_ALIVES,
+    }
+    .min(KEEP_ALIVE_MOST);
     // No ack_frequency_config: noq-proto 1.4.0 writes that frame past the end of packets that are too short for it, and a
     // peer that falls silent after its handshake ends the process (docs/decisions/0005, tests/faults/test_silent_peers.py).
     Ok(QuicTransportConfig::builder()
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(keep_alive)
         .default_path_max_idle_timeout(path_idle)
-        .default_path_keep_alive_interval((path_idle / KEEP_ALIVES).min(KEEP_ALIVE_MOST))
+        .default_path_keep_alive_interval(path_keep_alive)
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(RECEIVE_WINDOW.into())
         .send_window(SEND_WINDOW)

@@ -137,10 +137,10 @@ class Traffic:
         """Events that have come to the reader."""
         return self._reader.lines()
 
-    def flows(self, within: float) -> None:
-        """Events come again."""
+    def flows(self, within: float, events: int = RATE // 2) -> None:
+        """Events come again, so many."""
         before = self.received()
-        until(lambda: self.received() >= before + RATE // 2, within, self._words)
+        until(lambda: self.received() >= before + events, within, self._words)
 
     def ends(self, within: float = 60.0) -> dict[str, Any]:
         """All events are acknowledged, and none is lost: the verdict is complete or repaired. What the caller says of
