@@ -57,6 +57,8 @@ class Against(RuleBasedStateMachine):
         self.first: dict[tuple[str, str], int] = {}
         self.readers: dict[int, Model] = {}
         self.acked: dict[tuple[str, str], int] = {}
+        self.blocked: set[int] = set()
+        """Whose policy was to block at any time since the last tick: it may have another one when it hears of that."""
 
     @rule(author=st.sampled_from("ab"), epoch=st.sampled_from("123"), skip=st.sampled_from([0, 0, 0, 0, 1, 2, -1]),
           size=st.sampled_from([10, 10, 10, 50, 200]), count=st.integers(1, 4))  # fmt: skip
@@ -86,6 +88,7 @@ class Against(RuleBasedStateMachine):
         index = max(self.ring.first_index, self.ring.next_index - back)
         self.ring.lag(reader, index, options, self.now)
         self.readers[reader] = Model(list(range(index, len(self.log))), options)
+        self.blocks(reader, options)
 
     @rule(reader=st.integers(1, 3), options=st.sampled_from([BLOCK, DROP, CUT]), data=st.data())
     def seek(self, reader: int, options: SubscribeOptions, data: st.DataObject) -> None:
@@ -99,6 +102,11 @@ class Against(RuleBasedStateMachine):
         model = self.readers[reader] = Model(due, options)
         model.had = {source: self.had(since, source) for source in self.next}
         model.demoted = before is not None and before.demoted
+        self.blocks(reader, options)
+
+    def blocks(self, reader: int, options: SubscribeOptions) -> None:
+        if options.policy == "block":
+            self.blocked.add(reader)
 
     def had(self, since: Any, source: tuple[str, str]) -> int:
         if not isinstance(since, dict):
@@ -175,10 +183,11 @@ class Against(RuleBasedStateMachine):
         for effect in self.ring.tick(self.now):
             model = self.readers.get(effect.reader)
             if isinstance(effect, Demoted) and model is not None:
-                assert model.options.policy == "block"
+                assert effect.reader in self.blocked
                 model.demoted = True
             elif isinstance(effect, Disconnect):
                 assert effect.pending > 0
+        self.blocked = {reader for reader, model in self.readers.items() if model.options.policy == "block"}
         if self.ring.held:
             due = self.ring.next_deadline()
             assert due is not None
