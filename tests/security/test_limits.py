@@ -114,7 +114,7 @@ async def test_subscriptions() -> None:
 
 
 async def test_over_the_publish_rate_an_author_is_slowed_and_nothing_is_lost() -> None:
-    count, rate = 18_000, 10_000.0
+    count, rate = 6_000, 2_000.0  # more than may wait unacknowledged, and reached by a busy machine too
     async with (
         a_hub(limits={"publish_rate_per_node": rate}) as hub,
         spokes(hub.ticket, "author", "reader") as (author, reader),
