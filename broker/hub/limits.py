@@ -100,8 +100,7 @@ class Limits:
     def call(self, session: Session) -> Refused | None:
         """Why one more call is too many."""
         most, table = self._config.calls_in_flight_per_node, self._router.calls
-        peers = self._router.by_node[session.node_id]
-        if (table.asked(session.peer) if len(peers) == 1 else sum(map(table.asked, peers))) < most:
+        if sum(map(table.asked, self._router.by_node[session.node_id])) < most:
             return None
         self._count("calls_in_flight")
         message = f"{most} calls of this NodeId are in flight, which is the limit (limits.calls_in_flight_per_node)"

@@ -347,7 +347,7 @@ class Router:
             code = effect.detail.get("code", "EXECUTION_ERROR")
             error = {"requestId": effect.detail["requestId"], "code": code, "message": why}
             frame = encode("call.error", error)
-        elif self._held and effect.type == "call.requested" and self._crowded(effect.peer, len(frame)):
+        elif effect.type == "call.requested" and self._crowded(effect.peer, len(frame)):
             why = "the spoke that was to answer has a full queue"
             self.perform(self.calls.undeliverable(effect, why, time.monotonic()))
             return False

@@ -308,7 +308,7 @@ class CallTable:
     ) -> list[Effect]:
         operation = operation_of(detail)
         roll, stream = flag_of(detail, "all"), flag_of(detail, "stream")
-        again = again_of(detail) if "again" in detail else None
+        again = again_of(detail)
         spokes = spokes_for(self._offers, operation, roll is True, again)
         kind = spokes[0].operations[operation].kind
         call = Call(caller, request_id, operation, kind, now, roll=roll is True, stream=stream)
