@@ -30,9 +30,9 @@ MAX_REPAIRS_WAITING = 256
 
 MAX_ANSWERS = 64
 """Answers to repairs that are kept, 16 MiB at the very worst."""
-KEPT = 0.3
+KEPT = 0.6
 """Seconds that they are kept: those who miss the same ask for it within the jitter of a spoke (GAP_PATIENCE of
-spoke/swarms.py, 0.25 s at most). They go with the next batch after that."""
+spoke/swarms.py, 0.5 s at most). They go with the next batch after that."""
 
 _Answer = tuple[list[bytes], list[tuple[int, int]], list[bytes]]
 

@@ -20,6 +20,7 @@ from broker.hub.channel import Channel
 from broker.hub.forwards import Forwards, Heads
 from broker.hub.holes import Holes, Key
 from broker.protocol import overlay
+from broker.protocol.beats import Beats
 from broker.protocol.carrier import Carrier
 from broker.protocol.codec import decode
 from broker.protocol.named import Frame, Named
@@ -34,10 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TopicSwarm"]
 
-REORDERED: Final = 0.1
-"""Seconds a hole may close by itself before anybody is asked: gossip has more than one path."""
-BEAT: Final = 2.0
-"""Seconds between the hub's heartbeats: a spoke that hears nothing for five asks for fresh bootstrap."""
+REORDERED: Final = 0.25
+"""Seconds a hole may close by itself before anybody is asked: gossip has more than one path (spoke/swarms.py)."""
 HOLD: Final = 0.1
 """Seconds after new lists of authors in which members get them: what a new author sends before would be refused."""
 LINGER: Final = 2.0
@@ -71,7 +70,7 @@ class TopicSwarm:
         """The newest number of each sequence that was heard by gossip."""
         self._forwards, self._heads = Forwards(), Heads()
         self.holes = Holes(self.topic, swarms.ask)
-        self._beat_at = 0.0
+        self._beats = Beats()
         self._hold_until = 0.0
         """Nothing is put into the swarm before its members have the new lists."""
         self._over_at: float | None = None
@@ -123,6 +122,7 @@ class TopicSwarm:
             match effect:
                 case overlay.Tell(peer, bootstrap):
                     swarms.members.tell(self, peer, bootstrap)
+                    self._beats.told(time.monotonic(), len(self.overlay))
                 case overlay.Dismiss(peer):
                     if peer not in self.overlay:
                         channel.by_gossip.discard(peer)
@@ -328,7 +328,8 @@ class TopicSwarm:
         accept, channel, heard = self._swarms.topics.accept, self.channel, self._heard.get(key, 0)
         if key not in channel.authors and (peer := self._swarms.members.connection(author)) is not None:
             channel.remember_author(key, peer)
-        forward = self._forwards.add if self.handles and EPOCH.fullmatch(epoch) else None
+        listens = bool(self.handles) and (self.shared or self.overlay.listens)
+        forward = self._forwards.add if listens and EPOCH.fullmatch(epoch) else None
         for _, seq, frame in items:
             accept(channel, author, epoch, seq, frame)
             if forward is not None and seq > heard:
@@ -403,8 +404,7 @@ class TopicSwarm:
         for (author, epoch), seq in self._heads.due(now):
             handle.head(epoch, seq, author=author)
             self.tell_hubs((author, epoch), seq)
-        if now >= self._beat_at:
-            self._beat_at = now + BEAT
+        if self._beats.tick(now, len(self.overlay), settling=self.overlay.settles(now)):
             for one in self.handles.values():
                 one.head(self._swarms.epoch, 0)
             if (joined := self.overlay.joined()) and not handle.neighbours():
@@ -440,7 +440,7 @@ class TopicSwarm:
         dues = [self.overlay.next_due(), self.holes.next_due(), self.pacing.next_due(), holes]
         dues.append(self._over_at if holes is None else None)
         if self.handles:
-            dues += [self._beat_at, self._heads.next_due()]
+            dues += [self._beats.due, self._heads.next_due()]
         if self._forwards and not self.channel.withheld:
             dues.append(self._hold_until)
         return min((due for due in dues if due is not None), default=None)

@@ -1,15 +1,16 @@
 """A spoke's machine for the swarm of one topic: whether it is in it, whether it hears it, and what the hub is told.
 
 Rules:
-1. A spoke hears a swarm when it has a neighbour there, and has heard something in it or has a hub for a neighbour.
-   Only then it says `joined`, upon which the hub stops feeding it by stream.
+1. A spoke hears a swarm when it has a neighbour there, and has heard a hub's heartbeat `SETTLED` times since the last
+   neighbour came: the tree around it has settled then, and brings what is published at once. Only then it says
+   `joined`, upon which the hub stops feeding it by stream, and only then it publishes there.
 2. It takes that back when it has heard nothing for `SILENT`, no hub for `UNBEATEN` (what others send does not prove
    that the hub's half of the swarm is heard), or had no neighbour for `ALONE`. It says so first and then subscribes
    again with its positions, so that the stream begins where the swarm ended. Then it asks for fresh bootstrap.
 3. Another id is another generation. The old one is kept until the new one is heard, for `MOVE` at most.
 4. That it was overrun it says with its membership, once in `LAG_EVERY`: the hub narrows the authors' windows.
-5. While the hub is away nobody can be asked: the swarm goes on among whoever is there, and peers heard of before are
-   the bootstrap.
+5. While the hub is away nobody can be asked: the swarm goes on among whoever is there and is heard with the first word,
+   and peers heard of before are the bootstrap.
 6. Who hears the swarm and is told of it again (other authors, say) joins no more peers: each join moves the neighbours
    of others, and what is sent meanwhile comes late. A hub that was away is joined, since nobody is its neighbour.
 
@@ -44,8 +45,13 @@ __all__ = [
     "Want",
 ]
 
+SETTLED: Final = 2
+"""Heartbeats after the last neighbour: plumtree sends by all new neighbours and drops those that bring a thing for the
+second time. A flood in that moment drops too many, and then what comes is half a second late (docs/decisions/0006)."""
+RESTLESS: Final = 5.0
+"""Seconds of a swarm in which a new neighbour counts. A swarm that many join has never done with neighbours."""
 SILENT: Final = 5.0
-"""Seconds without a word; the hub sends a heartbeat every two."""
+"""Seconds without a word; the hub sends a heartbeat every two, and more while spokes join."""
 UNBEATEN: Final = 7.0
 """Seconds without a heartbeat, while others are heard: three of them."""
 ALONE: Final = 1.0
@@ -178,7 +184,8 @@ Effect = Join | JoinPeers | Leave | TellHub | Subscribe
 class _Swarm:
     """One generation."""
 
-    __slots__ = ("alone_since", "beat_at", "bootstrap", "generation", "heard_at", "hubs", "id", "neighbours", "since")
+    __slots__ = ("alone_since", "beat_at", "beats", "bootstrap", "generation", "heard_at", "hubs", "id", "neighbours",
+                 "since")  # fmt: skip
 
     def __init__(self, told: Told, now: float) -> None:
         self.id, self.generation = told.id, told.generation
@@ -188,17 +195,24 @@ class _Swarm:
         self.alone_since: float | None = now
         self.heard_at: float | None = None
         self.beat_at = now
+        self.beats = 0
+        """Heartbeats since the last neighbour came."""
 
-    @property
-    def hears(self) -> bool:
-        return bool(self.neighbours) and self.heard_at is not None
+    def hears(self, *, hub: bool) -> bool:
+        """``hub``: whether it is there to send heartbeats."""
+        heard = self.beats >= SETTLED if hub else self.heard_at is not None
+        return bool(self.neighbours) and heard
+
+    def beat(self, now: float) -> None:
+        self.beat_at = now
+        self.beats += 1
 
     def meet(self, node_id: str, up: bool, now: float) -> None:
         if up:
             self.neighbours[node_id] = None
             self.alone_since = None
-            if node_id in self.hubs:
-                self.heard_at = now
+            if now < self.since + RESTLESS:
+                self.beats = 0
             others = [peer for peer in self.bootstrap if peer != node_id]
             self.bootstrap = (*others, node_id)[-REMEMBERED:]
         elif node_id in self.neighbours:
@@ -301,7 +315,7 @@ class Membership:
             if swarm is not None and swarm.id == id:
                 swarm.heard_at = now
                 if beat:
-                    swarm.beat_at = now
+                    swarm.beat(now)
         return self._look(now)
 
     def _lagged(self, id: str, now: float) -> list[Effect]:
@@ -320,11 +334,11 @@ class Membership:
 
     def _look(self, now: float) -> list[Effect]:
         """Whether a swarm is heard now that was not."""
-        if self._next is not None and self._next.hears:
+        if self._next is not None and self._next.hears(hub=self._up):
             assert self._now is not None
             old, self._now, self._next = self._now, self._next, None
             return [*self._say_joined(now), Leave(old.id)]
-        if self._now is not None and self._now.hears and not self.joined:
+        if self._now is not None and self._now.hears(hub=self._up) and not self.joined:
             return self._say_joined(now)
         return []
 
@@ -412,7 +426,8 @@ class Membership:
     def _deaf(self, now: float) -> list[Effect]:
         """The swarm is not heard any more."""
         assert self._now is not None
-        was, self.joined, self._now.heard_at = self.joined, False, None
+        was, self.joined = self.joined, False
+        self._now.heard_at, self._now.beats = None, 0
         return [*self._ask(now), Subscribe()] if was else self._ask(now)
 
     def _help_ourselves(self, now: float) -> list[Effect]:

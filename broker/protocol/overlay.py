@@ -50,6 +50,8 @@ OVERLAP: Final = 0.5
 """Seconds by both ways. A joiner's neighbours have it in their trees after some round trips."""
 MOVE: Final = 10.0
 """Seconds for a move to another generation or back to the stream; a spoke dials its new neighbours within 5."""
+SETTLES: Final = 10.0
+"""Seconds in which a spoke that was told of the swarm comes to hear it, if it can."""
 WANT_INTERVAL: Final = 1.0
 """Seconds between answers to one spoke that wants bootstrap: it asks every two, and may not make the hub a mill."""
 KNEW: Final = 20_000
@@ -237,6 +239,16 @@ class Overlay:
     def joined(self) -> list[int]:
         """Those that hear the present generation."""
         return [peer for peer, one in self._members.items() if one.joined == self.generation]
+
+    @property
+    def listens(self) -> bool:
+        """Whether anybody hears a swarm of this topic: else what is put into it is in the way of the first heartbeats."""
+        return any(one.joined or one.out for one in self._members.values())
+
+    def settles(self, now: float) -> bool:
+        """Whether somebody who was told a moment ago waits for heartbeats."""
+        told = now - SETTLES
+        return any(one.joined != self.generation and one.answered > told for one in self._members.values())
 
     @property
     def readers(self) -> int:

@@ -38,9 +38,9 @@ MAX_SWARMS: Final = 1_000
 """Topics in whose swarms one spoke is; it is fed by stream on any more."""
 MAX_HEADS: Final = 256
 """Of them, those that a hub is told of after a reconnect: the last that spoke."""
-GAP_PATIENCE: Final = (0.1, 0.25)
-"""Seconds before a gap is asked for, drawn once by topic: a swarm brings batches out of order, and a thousand spokes
-that miss the same one should not ask at once."""
+GAP_PATIENCE: Final = (0.25, 0.5)
+"""Seconds before a gap is asked for, drawn once by topic: a swarm brings batches out of order, mends what its tree
+missed in 0.2 s (gossip.rs), and a thousand spokes that miss the same one should not ask at once."""
 NOW: Final = ("neighbours", "queued_events", "kept_bytes")
 """Counters of a swarm that are no totals."""
 JOIN_TIMEOUT: Final = 10.0

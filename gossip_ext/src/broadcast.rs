@@ -12,10 +12,8 @@ use crate::chain::OutChains;
 use crate::gossip::Gossip;
 use crate::hub::Core;
 use crate::inbox::Told;
+use crate::pace::{HOLD, Pace};
 use crate::swarm::{Outgoing, Phase, Shared};
-
-/// How long a batch waits for more events after its first; and a swarm that has sent nothing for this long does not wait.
-const HOLD: Duration = Duration::from_millis(5);
 
 /// How long leaving goes on sending what is queued.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
@@ -37,7 +35,8 @@ pub async fn run(core: &Core, gossip: &Arc<Gossip>, shared: &Arc<Shared>) {
         shared,
         chains: OutChains::default(),
         open: None,
-        sent: Instant::now() - HOLD,
+        pace: Pace::default(),
+        began: Instant::now(),
     };
     let limit = async {
         shared.reached(Phase::Leaving).await;
@@ -58,6 +57,8 @@ struct Open {
     author: PublicKey,
     epoch: u64,
     since: Instant,
+    /// Whether it waits for more.
+    holds: bool,
     /// Of the events, as publish counted them.
     bytes: usize,
 }
@@ -68,8 +69,8 @@ struct Sending<'a> {
     shared: &'a Arc<Shared>,
     chains: OutChains,
     open: Option<Open>,
-    /// When the last batch of events went.
-    sent: Instant,
+    pace: Pace,
+    began: Instant,
 }
 
 /// iroh-gossip takes nothing more.
@@ -85,13 +86,10 @@ impl Sending<'_> {
             return self.send(outgoing).await;
         }
         let leaving = self.shared.phase() != Phase::In;
-        let due = self
-            .open
-            .as_ref()
-            .map(|open| match open.since - self.sent >= HOLD || leaving {
-                true => open.since,
-                false => open.since + HOLD,
-            });
+        let due = self.open.as_ref().map(|open| match open.holds && !leaving {
+            true => open.since + HOLD,
+            false => open.since,
+        });
         match due {
             Some(due) if due <= Instant::now() => self.close().await,
             Some(due) => {
@@ -168,11 +166,13 @@ impl Sending<'_> {
         let started = self.chains.started(&author, epoch, clock_ms);
         let limit = self.shared.payload_bytes;
         let builder = Builder::new(&self.shared.topic, author, epoch, started, first, limit)?;
+        let since = Instant::now();
         Some(Open {
             builder,
             author,
             epoch,
-            since: Instant::now(),
+            since,
+            holds: self.pace.holds(since - self.began),
             bytes: 0,
         })
     }
@@ -194,7 +194,7 @@ impl Sending<'_> {
             .kept()
             .push(open.author, open.epoch, first, last, kept);
         self.broadcast(bytes).await?;
-        self.sent = Instant::now();
+        self.pace.sent(open.since - self.began, events);
         let totals = &self.shared.totals;
         totals.batches_out.inc();
         totals.events_out.add(events as u64);

@@ -27,7 +27,7 @@ use crate::overview::Overview;
 use crate::relays::{Authorities, Relays};
 use crate::stats::ConnectionStats;
 use crate::swarm_py::{Join, Swarm};
-use crate::{keys, relays, runtime};
+use crate::{keys, relays, runtime, spin};
 
 /// Seconds from Python as a duration.
 pub fn seconds(name: &str, value: f64) -> Result<Duration> {
@@ -288,6 +288,9 @@ impl Endpoint {
     fn send(&self, conn: u64, frames: &Bound<'_, PyAny>, lane: usize) -> PyResult<bool> {
         if lane > TOPICS {
             return Err(Error::Value(format!("lane must be CALLS or TOPICS, not {lane}")).into());
+        }
+        if lane == CALLS {
+            spin::expect();
         }
         let options = &self.core.options;
         // The usual case by far: one payload, no list.

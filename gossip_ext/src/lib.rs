@@ -26,6 +26,7 @@ mod metrics;
 mod opening;
 mod outbox;
 mod overview;
+mod pace;
 mod paths;
 mod peers;
 mod reach;

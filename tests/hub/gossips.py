@@ -35,9 +35,9 @@ def heard(peer: Peer, topic: str = "a") -> list[Any]:
 
 
 class GossipPeer(Peer):
-    """See the module. With ``follows`` it joins what it is told of and says when it hears it, like a spoke."""
+    """See the module. With ``follows`` it joins what it is told of and says when it hears it (``says``), like a spoke."""
 
-    def __init__(self, *, follows: bool = True, **options: Any) -> None:
+    def __init__(self, *, follows: bool = True, says: bool = True, **options: Any) -> None:
         self.swarms: dict[str, ext.Swarm] = {}
         self.told: dict[str, dict[str, Any]] = {}
         """The last ``topic.swarm`` of each topic."""
@@ -46,7 +46,7 @@ class GossipPeer(Peer):
         self.heads: list[Place] = []
         self.peers: set[str] = set()
         """Whom the hub lets gossip."""
-        self._follows = follows
+        self._follows, self._says = follows, says
         self._old: list[ext.Swarm] = []
         super().__init__(accept=True, gossip_message_bytes=MESSAGE_BYTES, **options)
         self._detach()
@@ -127,6 +127,9 @@ class GossipPeer(Peer):
         generation = self.told[topic]["generation"]
         return {"topic": topic, "generation": generation, "joined": joined, "neighbours": neighbours}
 
+    def say_joined(self, topic: str) -> None:
+        self.say("topic.swarm", self._said(topic, joined=True))
+
     async def until_joined(self, hub: Hub, topic: str = "a") -> None:
         """The hub has taken it out of the stream."""
         await until(lambda: out_of_stream(hub, self, topic))
@@ -153,7 +156,8 @@ class GossipPeer(Peer):
     def neighbour(self, swarm: int, node_id: str, up: bool) -> None:
         for topic, one in self.swarms.items():
             if one.id == swarm and up:
-                self.say("topic.swarm", self._said(topic, joined=True))
+                if self._says:
+                    self.say_joined(topic)
                 for old in [old for old in self._old if old.topic == topic]:
                     self._old.remove(old)
                     old.leave()

@@ -12,6 +12,8 @@ from broker.protocol.membership import (
     ASK_EVERY,
     LAG_EVERY,
     MOVE,
+    RESTLESS,
+    SETTLED,
     SILENT,
     UNBEATEN,
     Beat,
@@ -50,8 +52,16 @@ def joined() -> Membership:
     machine.handle(HubUp(), 0.0)
     machine.handle(told(), 0.0)
     machine.handle(Neighbour("x", HUB, True), 0.0)
+    beats(machine, "x", 0.0)
     assert machine.joined
     return machine
+
+
+def beats(machine: Membership, id: str, now: float) -> list[Effect]:
+    """As many as it takes; what came of the last."""
+    for _ in range(SETTLED - 1):
+        assert machine.handle(Beat(id), now) == []
+    return machine.handle(Beat(id), now)
 
 
 def test_told_to_join_it_joins_and_says_so_once_it_hears() -> None:
@@ -60,16 +70,34 @@ def test_told_to_join_it_joins_and_says_so_once_it_hears() -> None:
     assert machine.handle(told(), 0.0) == [Join("x", (HUB, "a"))]
     assert machine.handle(Neighbour("x", "a", True), 0.1) == [], "a neighbour that may be as alone as we are"
     assert ids(machine) == ()
-    assert machine.handle(Heard("x"), 0.2) == [TellHub(1, True, 1)]
+    assert machine.handle(Heard("x"), 0.2) == [], "others may be heard, and the tree not be there yet"
+    assert beats(machine, "x", 0.2) == [TellHub(1, True, 1)]
     assert machine.handle(Heard("x"), 0.3) == []
     assert ids(machine) == ("x",)
 
 
-def test_a_hub_for_a_neighbour_is_word_enough() -> None:
+def test_a_new_neighbour_bends_the_tree_so_heartbeats_count_anew() -> None:
     machine = Membership(lambda: 0.0)
     machine.handle(HubUp(), 0.0)
     machine.handle(told(), 0.0)
-    assert machine.handle(Neighbour("x", HUB, True), 0.1) == [TellHub(1, True, 1)]
+    for second in range(4):
+        assert machine.handle(Neighbour("x", f"n{second}", True), float(second)) == []
+        for _ in range(SETTLED - 1):
+            assert machine.handle(Beat("x"), float(second)) == []
+    assert machine.handle(Beat("x"), 3.5) == [TellHub(1, True, 4)]
+    assert machine.handle(Neighbour("x", "late", True), 3.6) == [], "what is heard once goes on being heard"
+    assert machine.joined
+
+
+def test_a_swarm_that_many_join_is_heard_in_the_end() -> None:
+    machine = Membership(lambda: 0.0)
+    machine.handle(HubUp(), 0.0)
+    machine.handle(told(), 0.0)
+    for beat in range(SETTLED):
+        assert not machine.joined
+        machine.handle(Neighbour("x", f"n{beat}", True), RESTLESS + beat)
+        machine.handle(Beat("x"), RESTLESS + beat)
+    assert machine.joined
 
 
 def test_that_it_was_overrun_is_said_once_a_wave_and_only_of_what_it_hears() -> None:
@@ -94,7 +122,7 @@ def test_silence_is_said_before_it_subscribes_again_and_hearing_ends_it() -> Non
     assert machine.handle(Tick(), SILENT + ASK_EVERY - 0.01) == []
     assert machine.handle(Tick(), SILENT + ASK_EVERY) == [TellHub(1, False, 1, want=True)]
     assert machine.handle(told(), 8.0) == [JoinPeers("x", (HUB, "a"))]
-    assert machine.handle(Beat("x"), 8.1) == [TellHub(1, True, 1)]
+    assert beats(machine, "x", 8.1) == [TellHub(1, True, 1)], "what it heard before does not count"
 
 
 def test_who_hears_the_swarm_joins_no_more_peers_but_a_hub_that_came_back() -> None:
@@ -141,7 +169,7 @@ def test_a_new_generation_is_joined_before_the_old_one_is_left() -> None:
     assert ids(machine) == ("x",)
     machine.handle(Neighbour("y", "a", True), 1.1)
     assert ids(machine) == ("x", "y"), "who has moved already would not hear the old one"
-    assert machine.handle(Heard("y"), 1.2) == [TellHub(2, True, 1), Leave("x")]
+    assert beats(machine, "y", 1.2) == [TellHub(2, True, 1), Leave("x")]
     assert ids(machine) == ("y",)
 
 
@@ -152,6 +180,7 @@ def test_a_new_generation_that_is_not_heard_in_time_leaves_it_to_the_stream() ->
     assert machine.next_due() == 1.0 + MOVE
     assert machine.handle(Tick(), 1.0 + MOVE) == [TellHub(2, False, 0, want=True), Subscribe(), Leave("x")]
     machine.handle(Neighbour("y", HUB, True), 5.0)
+    assert beats(machine, "y", 5.1) == [TellHub(2, True, 1)]
     assert ids(machine) == ("y",)
 
 
@@ -246,6 +275,8 @@ class AgainstAHub(RuleBasedStateMachine):
         """What this spoke's hub believes: it is fed by the swarm alone."""
         self.inside: set[str] = set()
         self.peers: dict[str, set[str]] = {}
+        self.beats: dict[str, int] = {}
+        """Heartbeats since the swarm was joined."""
         self.heard: set[str] = set()
         self.asked = -100.0
 
@@ -257,6 +288,7 @@ class AgainstAHub(RuleBasedStateMachine):
                     assert id not in self.inside
                     self.inside.add(id)
                     self.peers[id] = set()
+                    self.beats[id] = 0
                 case JoinPeers(id):
                     assert id in self.inside
                 case Leave(id):
@@ -267,7 +299,8 @@ class AgainstAHub(RuleBasedStateMachine):
                     assert not subscribed, "it is said before the new subscription"
                     assert not (effect.joined and effect.want)
                     if effect.joined:
-                        assert any(self.peers[id] and id in self.heard for id in self.inside)
+                        heard = (id for id in self.inside if self.beats[id] >= SETTLED or id in self.heard)
+                        assert any(self.peers[id] for id in heard)
                     self.hub_says_out = effect.joined
                 case Subscribe():
                     assert not self.hub_says_out
@@ -291,15 +324,15 @@ class AgainstAHub(RuleBasedStateMachine):
         if self.inside:
             id = data.draw(st.sampled_from(sorted(self.inside)))
             (self.peers[id].add if up else self.peers[id].discard)(peer)
-            if up and peer == HUB:
-                self.heard.add(id)
             self.apply(self.machine.handle(Neighbour(id, peer, up), self.now))
 
     @rule(data=st.data(), beat=st.booleans())
     def hear(self, data: st.DataObject, beat: bool) -> None:
         if self.inside:
             id = data.draw(st.sampled_from(sorted(self.inside)))
-            self.heard.add(id)
+            self.beats[id] += beat
+            if not self.up:
+                self.heard.add(id)
             self.apply(self.machine.handle(Beat(id) if beat else Heard(id), self.now))
 
     @rule()

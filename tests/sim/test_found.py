@@ -167,7 +167,7 @@ def test_what_an_author_out_of_reach_may_still_have_is_not_lost_by_its_members_w
 def test_what_nobody_has_is_lost_also_to_who_never_hears_a_swarm_for_long() -> None:
     """Each time it lost a swarm it went on by stream, and counted its questions anew: pending for ever."""
     made = play(
-        7516,
+        13,
         [
             SpokeSpec(name="s2", subs=(SubSpec(patterns=(">",), patience=0.0, bound=2),), retained=0,
                       offset=31_214.0, rate=0.99, speed=1, pause=0.3, gossips=True),

@@ -91,7 +91,7 @@ async def test_the_swarm_goes_on_without_the_hub_whose_history_is_filled_from_it
         await publish(author, range(300))
         await author.flush(PATIENCE)
         await hub.kill()
-        await until(lambda: not author.connected, NOTICE)
+        await until(lambda: not any(one.connected for one in (author, *subscribers)), NOTICE)
         await publish(author, range(300, 1_200))
         for reader in readers:
             await reader.has(range(1_200))

@@ -1,0 +1,75 @@
+//! When a batch is held: pace.rs, taken by path as the library keeps it private.
+
+#[path = "../src/pace.rs"]
+mod pace;
+
+use std::time::Duration;
+
+use pace::{HOLD, Pace};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// Publishes `events` one by one, `apart`, and returns the most that one was held and how many batches went.
+fn publish(events: u32, apart: Duration, jitter: impl Fn(u32) -> Duration) -> (Duration, usize) {
+    let mut pace = Pace::default();
+    let (mut longest, mut batches) = (Duration::ZERO, 0);
+    let mut open: Option<(Duration, Duration, usize)> = None;
+    for number in 0..events {
+        let now = apart * number + jitter(number);
+        if let Some((began, due, count)) = open.take_if(|(_, due, _)| *due <= now) {
+            pace.sent(began, count);
+            longest = longest.max(due - began);
+            batches += 1;
+        }
+        match &mut open {
+            Some((_, _, count)) => *count += 1,
+            None if pace.holds(now) => open = Some((now, now + HOLD, 1)),
+            None => {
+                pace.sent(now, 1);
+                batches += 1;
+            }
+        }
+    }
+    (longest, batches + usize::from(open.is_some()))
+}
+
+#[test]
+fn the_first_event_is_not_held_nor_one_after_a_rest() {
+    let mut pace = Pace::default();
+    assert!(!pace.holds(Duration::ZERO));
+    pace.sent(Duration::ZERO, 3);
+    assert!(!pace.holds(HOLD * 3));
+}
+
+#[test]
+fn who_publishes_more_rarely_than_a_hold_is_never_held() {
+    for apart in [5, 6, 10, 11, 50] {
+        assert_eq!(
+            publish(1_000, MS * apart, |_| Duration::ZERO),
+            (Duration::ZERO, 1_000),
+            "{apart} ms apart"
+        );
+    }
+}
+
+/// At 100 a second and a timer that is late now and then: what is held once does not hold the next.
+#[test]
+fn a_late_event_holds_one_more_at_most() {
+    let (_, batches) = publish(1_000, MS * 10, |number| {
+        if number % 100 == 99 {
+            MS * 7
+        } else {
+            Duration::ZERO
+        }
+    });
+    assert!(batches >= 990, "{batches}");
+}
+
+#[test]
+fn a_stream_of_events_goes_in_batches() {
+    let (longest, batches) = publish(1_000, MS, |_| Duration::ZERO);
+    assert_eq!(longest, HOLD);
+    assert!(batches <= 1_000 / 5 + 1, "{batches}");
+    let (_, batches) = publish(1_000, MS / 10, |_| Duration::ZERO);
+    assert!(batches <= 1_000 / 50 + 1, "{batches}");
+}
