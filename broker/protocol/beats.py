@@ -1,7 +1,7 @@
 """When a hub sends its heartbeat into a swarm: now and then, and more often while spokes wait to hear it.
 
-A spoke counts heartbeats before it leaves the stream (membership.py), and they are what finds plumtree's tree: the first
-goes by all edges, and each member drops those that bring it twice. Not here: sending it.
+A spoke counts heartbeats before it leaves the stream (membership.py), and they are what finds plumtree's tree: the
+first goes by all edges, and each member drops those that bring it twice. Not here: sending it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ __all__ = ["BEAT", "SETTLING", "Beats"]
 BEAT: Final = 2.0
 """Seconds: a spoke that hears nothing for five asks for fresh bootstrap."""
 SETTLING: Final = 0.25
-"""Seconds while spokes settle: a heartbeat is everywhere before the next, where it had to be asked for too (gossip.rs)."""
+"""Seconds while spokes settle: a heartbeat is everywhere before the next, also where it had to be asked for
+(gossip.rs)."""
 MEMBER: Final = 0.002
 """Seconds more for each member: on one machine with all of them the first takes that long."""
 

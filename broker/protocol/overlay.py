@@ -242,7 +242,7 @@ class Overlay:
 
     @property
     def listens(self) -> bool:
-        """Whether anybody hears a swarm of this topic: else what is put into it is in the way of the first heartbeats."""
+        """Whether anybody hears a swarm of this topic: else what is put into it is in the way of heartbeats."""
         return any(one.joined or one.out for one in self._members.values())
 
     def settles(self, now: float) -> bool:

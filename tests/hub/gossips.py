@@ -35,7 +35,7 @@ def heard(peer: Peer, topic: str = "a") -> list[Any]:
 
 
 class GossipPeer(Peer):
-    """See the module. With ``follows`` it joins what it is told of and says when it hears it (``says``), like a spoke."""
+    """See the module. With ``follows`` it joins what it is told of, and says so (``says``) when it hears it."""
 
     def __init__(self, *, follows: bool = True, says: bool = True, **options: Any) -> None:
         self.swarms: dict[str, ext.Swarm] = {}
