@@ -13,7 +13,7 @@ from benchmarks.processes import WorkerIO
 from broker import Hub, HubConfig, Spoke, connect
 from broker.config import TopicsConfig
 
-__all__ = ["TOPIC", "author", "hub", "spokes"]
+__all__ = ["TOPIC", "WARM_PAUSE", "author", "hub", "spokes"]
 
 TOPIC = "bench.events"
 CONNECT_SECONDS = 60.0
@@ -66,7 +66,7 @@ async def author(job: dict[str, Any], io: WorkerIO) -> None:
 
         for number in range(-WARM, 0):
             await publish(number)
-            await asyncio.sleep(WARM_PAUSE)
+            await asyncio.sleep(job["pause"])
         await spoke.flush(FLUSH_SECONDS)
         await io.serve(do)
 
