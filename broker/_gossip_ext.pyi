@@ -126,7 +126,8 @@ class Overview:
 
 @final
 class Endpoint:
-    """One UDP socket, one identity, a router for every ALPN. Close it, or it closes when it is dropped."""
+    """One identity, one UDP socket (two after :meth:`rebuild`), a router for every ALPN. Close it, or it closes when it
+    is dropped."""
 
     @staticmethod
     def bind(
@@ -169,7 +170,8 @@ class Endpoint:
     @property
     def node_id(self) -> str: ...
     def addrs(self) -> list[str]:
-        """Direct addresses ``ip:port`` at which it can be dialled (bound sockets; for 0.0.0.0, the interfaces')."""
+        """Direct addresses ``ip:port`` at which it can be dialled (the bound socket; for 0.0.0.0, the interfaces' and
+        what relays say of a public one)."""
 
     def relay_urls(self) -> list[str]:
         """The relay that this endpoint is at home on: peers reach it there. All that it has, before that is known."""
@@ -190,6 +192,18 @@ class Endpoint:
 
     def renew_relays(self) -> None:
         """All of them. Nothing happens without any."""
+
+    def rebuild(self) -> None:
+        """Another socket, at a free port of the same local address and with the same identity, has the relays from now
+        on, and dials. What is direct stays where it is, and the first socket's port is dialled as before; connections
+        that go by relay are ended, with the reason, once the other is connected to one. Next time that other one is
+        replaced, and its connections end with code 1. RuntimeError for an endpoint that was bound without relays."""
+
+    def rebuilt(self) -> str | None:
+        """How that ended, once: empty, or what went wrong and left everything as it was."""
+
+    def lost_relays(self) -> list[str]:
+        """Relays that a connection was lost to and that let nobody in, once each time. For an endpoint with several."""
 
     def probe(self, url: str, timeout: float) -> None:
         """Dials this endpoint through one relay, as a stranger would who has no other way. One at a time; it takes up
@@ -308,10 +322,10 @@ class Endpoint:
         protocols), udp_datagrams_in, udp_batches_in (system calls), holepunch_attempts, relay_connects,
         relay_connects_failed, relay_disconnects, relay_bytes_in, relay_bytes_out, direct_bytes_in, direct_bytes_out,
         paths_to_direct, paths_to_relay (framed connections that went over), relay_cut (framed ones ended because their
-        relay was gone and there was another), gossip_dials_failed, gossip_cut (connections of removed, denied or
-        shunned peers), gossip_stalled (of peers that held up all others: 38), gossip_unused; refusals on
-        ``/iroh-gossip/1`` count as refused_not_admitted and refused_banned too. While it gossips, what iroh-gossip
-        counts: gossip_control_in, _out, _bytes_in, _bytes_out, gossip_data_in, _out, _bytes_in, _bytes_out,
+        relay was gone and there was another, or by :meth:`rebuild`), gossip_dials_failed, gossip_cut (connections of
+        removed, denied or shunned peers), gossip_stalled (of peers that held up all others: 38), gossip_unused;
+        refusals on ``/iroh-gossip/1`` count as refused_not_admitted and refused_banned too. While it gossips, what
+        iroh-gossip counts: gossip_control_in, _out, _bytes_in, _bytes_out, gossip_data_in, _out, _bytes_in, _bytes_out,
         gossip_neighbours_up, gossip_neighbours_down. And now: gossip_connections."""
 
     def close(self, timeout: float = 2.0) -> None:

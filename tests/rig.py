@@ -1,5 +1,6 @@
-"""What the tests of the hub and the spoke stand on: a hub on loopback, spokes, a peer that may say anything, and the
-hub's numbers. Waiting is for events; what has none (a gauge, a table) is polled. Not here: any expectation."""
+"""What the tests of the hub and the spoke stand on: a hub on loopback, spokes, a peer that may say anything, a lookup
+service, and the hub's numbers. Waiting is for events; what has none (a gauge, a table) is polled. Not here: any
+expectation."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import orjson
+from aiohttp import web
 
 from broker import Event, Hub, HubConfig, Spoke, SpokeOptions, connect
 from broker import _gossip_ext as ext
@@ -211,3 +213,39 @@ async def take(events: Subscription, count: int) -> list[Event]:
 
 def details(events: list[Event]) -> list[Any]:
     return [event.detail for event in events]
+
+
+class Pkarr:
+    """A pkarr service on loopback: keeps what is put, gives it back."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, bytes] = {}
+        self.asked: list[str] = []
+
+    async def put(self, request: web.Request) -> web.Response:
+        self.records[request.match_info["key"]] = await request.read()
+        return web.Response(status=204)
+
+    async def get(self, request: web.Request) -> web.Response:
+        key = request.match_info["key"]
+        self.asked.append(key)
+        if key not in self.records:
+            return web.Response(status=404)
+        return web.Response(body=self.records[key])
+
+    @classmethod
+    @asynccontextmanager
+    async def on_loopback(cls) -> AsyncIterator[tuple[Pkarr, str]]:
+        """With its URL."""
+        made = cls()
+        app = web.Application()
+        app.router.add_put("/pkarr/{key}", made.put)
+        app.router.add_get("/pkarr/{key}", made.get)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            yield made, f"http://127.0.0.1:{runner.addresses[0][1]}/pkarr"
+        finally:
+            await runner.cleanup()

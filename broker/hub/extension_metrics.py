@@ -46,7 +46,7 @@ COUNTERS: Final = {
     "relay_disconnects": ("relay_disconnects", "Connections to relays that have ended."),
     "relay_cut_connections": (
         "relay_cut",
-        "Connections ended because the relay that they went over was gone and there was another.",
+        "Connections ended because their relay, or the endpoint that it led to, was gone and there was another.",
     ),
     "gossip_dials_failed": ("gossip_dials_failed", "Dials to peers for gossip that came to nothing."),
 }

@@ -1,5 +1,5 @@
-"""The hub's watch on its relays: probes itself through them, goes to another one or makes a connection anew, and tells
-/readyz, the metrics and the log. What to do is the core's to say (protocol/reachability.py).
+"""The hub's watch on its relays: probes itself through them, goes to another one, makes a connection anew or the
+endpoint, and tells /readyz, the metrics and the log. What to do is the core's to say (protocol/reachability.py).
 
 It also sees when the hub's own addresses change, which relays are what finds them out.
 """
@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from broker import _gossip_ext as ext
 from broker.config_values import relay_url
 from broker.errors import Closed
-from broker.protocol.reachability import Effect, Insert, Outcome, Probe, Remove, Renew, Watch
+from broker.protocol.reachability import Effect, Insert, Outcome, Probe, Rebuild, Remove, Renew, Watch
 from broker.relays import on_this_machine
 
 __all__ = ["RelayWatch"]
@@ -86,14 +86,20 @@ class RelayWatch(Collector):
             probes.add_metric((outcome,), count)
         yield probes
         yield GaugeMetricFamily("broker_relay_probe_seconds", "What the last probe took.", value=self._seconds)
-        moves, renewals = self._watch.moves, self._watch.renewals
-        yield CounterMetricFamily("broker_relay_moves", "Times that the hub left a relay for another.", value=moves)
-        text = "Times that the hub made its connection to a relay anew."
-        yield CounterMetricFamily("broker_relay_renewals", text, value=renewals)
+        done = {
+            "moves": ("Times that the hub left a relay for another.", self._watch.moves),
+            "renewals": ("Times that the hub made its connection to a relay anew.", self._watch.renewals),
+            "rebuilds": ("Times that the hub made its endpoint for relays anew.", self._watch.rebuilds),
+        }
+        for name, (text, count) in done.items():
+            yield CounterMetricFamily(f"broker_relay_{name}", text, value=count)
 
     def _turn(self) -> None:
         now, home = time.monotonic(), self._endpoint.home_relay()
         effects: list[Effect] = []
+        self._watch.lost(now, map(relay_url, self._endpoint.lost_relays()))
+        if error := self._endpoint.rebuilt():
+            log.warning("the endpoint for relays could not be made anew, the old one stays: %s", error)
         if (probed := self._endpoint.probed()) is not None:
             outcome, self._seconds, message = probed
             self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
@@ -121,6 +127,9 @@ class RelayWatch(Collector):
             case Renew(url):
                 log.warning("making the connection to the relay %s anew", url)
                 self._endpoint.renew_relay(url)
+            case Rebuild():
+                log.warning("making the endpoint for relays anew: %s", self._wrong())
+                self._endpoint.rebuild()
 
     def _say(self) -> None:
         """What has changed since it was last said."""

@@ -8,16 +8,21 @@ A relay that is away is left for another one, and comes back into the choice aft
 does not bring the probe through, holds a connection of ours that is dead without anybody knowing: it is made anew, and
 if that does not help the relay is left as well. Whoever has one relay can only ask it again.
 
+And there is a case in which no relay brings anything, although all but one are well: the endpoint itself is stuck on
+what it has for the one that is dead (docs/decisions/0008). So when a relay that is there is silent while another one is
+known to be gone, or a new connection to it did not help, the endpoint is made anew first. That costs those who come by
+relay their connections, so the times between grow.
+
 Not here: how a probe is made (the extension), what is shown of all this (hub/relay_watch.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Effect", "Insert", "Outcome", "Probe", "Remove", "Renew", "Watch"]
+__all__ = ["Effect", "Insert", "Outcome", "Probe", "Rebuild", "Remove", "Renew", "Watch"]
 
 INTERVAL: Final = 2.0
 """Between a probe that came through and the next. With the limits below, the worst relay (it takes what is sent and is
@@ -35,6 +40,12 @@ AWAY_MOST: Final = 600.0
 """A relay that failed is out of the choice for so long; twice as long each time that it fails again."""
 GOOD: Final = 120.0
 """A relay that has brought probes through for so long is as good as one that never failed."""
+GONE: Final = 90.0
+"""For so long after a relay was found to be gone the endpoint may be stuck on it: iroh's paths by it end after 30 s,
+and the actor that takes nothing out of its queue 60 s after that."""
+REBUILD_FIRST: Final = 60.0
+REBUILD_MOST: Final = 600.0
+"""Between two times that the endpoint is made anew; twice as long each time, unless all was well for GOOD meanwhile."""
 LOST: Final = 15.0
 """A probe whose end was not told by then is over."""
 
@@ -68,7 +79,12 @@ class Renew:
     url: str
 
 
-Effect = Probe | Remove | Insert | Renew
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """Make the endpoint that talks to relays anew."""
+
+
+Effect = Probe | Remove | Insert | Renew | Rebuild
 Outcome = str
 """``ok``, ``unreachable``, ``silent``, ``refused``: see ``Endpoint.probed`` in _gossip_ext.pyi."""
 
@@ -81,7 +97,10 @@ class _Relay:
     fresh: bool = True
     """The next probe makes its own connection first."""
     strikes: int = 0
-    """Probes that it did not bring through: after the first one the next makes sure, then it is renewed, then left."""
+    """Probes that it did not bring through: after the first one the next makes sure, then it is renewed, then the
+    endpoint made anew, then it is left."""
+    gone: float | None = None
+    """When it was last found to be away."""
     since: float = 0.0
     """When its probes began to come through."""
     until: float | None = None
@@ -90,7 +109,7 @@ class _Relay:
 
 
 class Watch:
-    """All relays of one hub. ``moves`` and ``renewals`` count what was done."""
+    """All relays of one hub. ``moves``, ``renewals`` and ``rebuilds`` count what was done."""
 
     def __init__(self, urls: Sequence[str], now: float) -> None:
         self._relays = {url: _Relay() for url in urls}
@@ -98,7 +117,8 @@ class Watch:
         self._probing: tuple[str, float] | None = None
         self.home: str | None = None
         self._trouble: str | None = None
-        self.moves = self.renewals = 0
+        self._rebuild_from, self._rebuild_pause = now, REBUILD_FIRST
+        self.moves = self.renewals = self.rebuilds = 0
 
     # What happens.
 
@@ -135,6 +155,12 @@ class Watch:
             return []
         return self._did_not(url, relay, outcome, message, now)
 
+    def lost(self, now: float, urls: Iterable[str]) -> None:
+        """Connections to these have ended, and they let nobody in. What that means is asked at once."""
+        for relay in [self._relays[url] for url in urls if url in self._relays]:
+            relay.gone = now
+            self._next = min(self._next, now)
+
     # What is known.
 
     @property
@@ -162,21 +188,24 @@ class Watch:
     def _came_through(self, relay: _Relay, now: float) -> list[Effect]:
         if relay.reachable is not True:
             relay.since = now
-        relay.reachable, relay.message, relay.strikes = True, "", 0
+        relay.reachable, relay.message, relay.strikes, relay.gone = True, "", 0, None
         if now - relay.since >= GOOD:
-            relay.away = AWAY_FIRST
+            relay.away, self._rebuild_pause = AWAY_FIRST, REBUILD_FIRST
         self._next = now + INTERVAL
         return []
 
     def _did_not(self, url: str, relay: _Relay, outcome: Outcome, message: str, now: float) -> list[Effect]:
         if outcome == "unreachable":
+            relay.gone = now
             relay.strikes = 1  # once it is there again, and not we on it, our connection is made anew at once
             return self._failed(url, message, now)
         relay.strikes += 1
+        why = self._trouble if outcome == "refused" else f"it does not bring this hub what is for it: {message}"
+        if outcome == "silent" and now >= self._rebuild_from and (relay.strikes >= 3 or self._stuck(url, now)):
+            return self._rebuilt(url, str(why), now)
         if outcome == "silent" and relay.strikes == 1:
             self._next = now
             return []
-        why = self._trouble if outcome == "refused" else f"it does not bring this hub what is for it: {message}"
         if relay.strikes == 2 or len(self._relays) == 1:
             return self._renewed(url, str(why), now)
         return self._failed(url, str(why), now)
@@ -186,6 +215,18 @@ class Watch:
         self.renewals += 1
         self._next = now + SETTLE
         return [Renew(url)]
+
+    def _stuck(self, url: str, now: float) -> bool:
+        others = [relay for one, relay in self._relays.items() if one != url]
+        return any(relay.gone is not None and now - relay.gone < GONE for relay in others)
+
+    def _rebuilt(self, url: str, message: str, now: float) -> list[Effect]:
+        self._relays[url].reachable, self._relays[url].message = False, message
+        self.rebuilds += 1
+        self._next = now + SETTLE
+        self._rebuild_from = now + self._rebuild_pause
+        self._rebuild_pause = min(self._rebuild_pause * 2, REBUILD_MOST)
+        return [Rebuild()]
 
     def _failed(self, url: str, message: str, now: float) -> list[Effect]:
         """Leaves it, if there is another one to go to."""

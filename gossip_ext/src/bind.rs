@@ -1,7 +1,8 @@
 //! Binding and closing an endpoint: every transport setting is here.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use iroh::address_lookup::memory::MemoryLookup;
@@ -10,7 +11,10 @@ use iroh::endpoint::{
     BindError, IdleTimeout, NetReportConfig, PortmapperConfig, QuicTransportConfig, presets,
 };
 use iroh::protocol::{IncomingFilterOutcome, Router};
+use iroh::tls::CaTlsConfig;
 use iroh::{RelayMode, RelayUrl, SecretKey};
+use rustls::ClientConfig;
+use rustls::crypto::ring;
 
 use crate::admission::{Admission, Hook, Sets};
 use crate::close;
@@ -20,9 +24,10 @@ use crate::hub::{ALPN, Core, Framed, Options};
 use crate::inbox::Inbox;
 use crate::metrics::Counters;
 use crate::reach::{Answers, PROBE};
-use crate::relay_loss;
 use crate::relays::{self, Authorities, Relays};
-use crate::watchdog;
+use crate::sockets::{FIRST, Socket, Sockets};
+use crate::stand_in::{self, Published};
+use crate::{relay_loss, watchdog};
 
 /// What a peer may have sent on a stream that this side has not read. With SEND_WINDOW it is what lies beyond the lanes
 /// when a reader is slow; at 1 MiB a path of 50 ms still carries 20 MB/s.
@@ -116,8 +121,141 @@ fn transport(idle_timeout: Duration, relays: bool) -> Result<QuicTransportConfig
         .build())
 }
 
+/// What each of an endpoint's sockets is made with.
+#[derive(Debug)]
+pub struct Recipe {
+    /// As given.
+    pub settings: Settings,
+    admission: Arc<Admission>,
+    relays: Option<Arc<Relays>>,
+    /// Where gossip's peers are.
+    places: MemoryLookup,
+    /// Says where it is, until close.
+    publisher: Mutex<Option<PkarrPublisher>>,
+}
+
+impl Recipe {
+    fn new(
+        settings: Settings,
+        admission: Arc<Admission>,
+        relays: Option<Arc<Relays>>,
+    ) -> Result<Self> {
+        let recipe = Self {
+            settings,
+            admission,
+            relays,
+            places: MemoryLookup::new(),
+            publisher: Mutex::default(),
+        };
+        if let Some(url) = recipe.lookup()?.filter(|_| recipe.settings.accept) {
+            // All addresses: there may be no relay, and whoever configures this means to be found.
+            let publisher = PkarrPublisher::builder(url.into())
+                .addr_filter(AddrFilter::unfiltered())
+                .dns_resolver(relays::resolver())
+                .build(recipe.settings.secret.clone(), recipe.tls()?);
+            *recipe.publisher() = Some(publisher);
+        }
+        Ok(recipe)
+    }
+
+    fn publisher(&self) -> MutexGuard<'_, Option<PkarrPublisher>> {
+        let publisher = self.publisher.lock();
+        publisher.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says no more where it is.
+    pub fn release(&self) {
+        *self.publisher() = None;
+    }
+
+    /// Through iroh's type for a URL; it gives the general one.
+    fn lookup(&self) -> Result<Option<RelayUrl>> {
+        let parse = |url: &String| {
+            url.parse()
+                .map_err(|error| Error::Value(format!("lookup: not a URL: {url:?} ({error})")))
+        };
+        self.settings.lookup.as_ref().map(parse).transpose()
+    }
+
+    fn authorities(&self) -> CaTlsConfig {
+        match &self.relays {
+            Some(_) => self.settings.relay_ca.config(),
+            None => CaTlsConfig::default(),
+        }
+    }
+
+    fn tls(&self) -> Result<ClientConfig> {
+        let provider = Arc::new(ring::default_provider());
+        Ok(self.authorities().client_config(provider)?)
+    }
+
+    /// Binds one, and accepts nobody yet.
+    pub async fn socket(&self, number: u64, bind: SocketAddr) -> Result<Socket> {
+        let settings = &self.settings;
+        let retired = Arc::new(AtomicBool::new(false));
+        let mut builder = iroh::Endpoint::builder(presets::Minimal)
+            .secret_key(settings.secret.clone())
+            .transport_config(transport(settings.idle_timeout, self.relays.is_some())?)
+            .hooks(Hook(self.admission.clone()))
+            .portmapper_config(PortmapperConfig::Disabled)
+            .dns_resolver(relays::resolver())
+            .clear_ip_transports()
+            .bind_addr(bind)
+            .map_err(|error| Error::Bind(format!("{bind}: {error:#}")))?;
+        builder = match &self.relays {
+            None => builder
+                .relay_mode(RelayMode::Disabled)
+                .net_report_config(NetReportConfig::minimal()),
+            Some(relays) => builder
+                .relay_mode(RelayMode::Custom(relays.map()))
+                .net_report_config(relays::reports())
+                .ca_tls_config(stand_in::until(retired.clone(), self.authorities())),
+        };
+        if settings.gossip_message_bytes.is_some() {
+            builder = builder.address_lookup(self.places.clone());
+        }
+        if let Some(url) = self.lookup()? {
+            let resolver = PkarrResolver::builder(url.into()).dns_resolver(relays::resolver());
+            builder = builder.address_lookup(resolver.build(self.tls()?));
+        }
+        if let Some(publisher) = self.publisher().clone() {
+            let retired = retired.clone();
+            builder = builder.address_lookup(Published { retired, publisher });
+        }
+        let iroh = builder
+            .bind()
+            .await
+            .map_err(|error| bind_error(bind, &error))?;
+        Ok(Socket {
+            number,
+            iroh,
+            retired,
+        })
+    }
+}
+
+/// Serves what comes to a socket.
+pub fn router(core: &Arc<Core>, socket: &Socket) -> Router {
+    let mut router = Router::builder(socket.iroh.clone());
+    if let Some(gossip) = core.gossip() {
+        router = router.accept(GOSSIP, Handler(gossip.overlay.clone()));
+    }
+    if core.relays.is_some() {
+        router = router.accept(PROBE, Answers);
+    }
+    let framed = Framed {
+        core: core.clone(),
+        socket: socket.number,
+    };
+    match core.recipe.settings.accept {
+        true => router.accept(ALPN, framed),
+        false => router.incoming_filter(Arc::new(|_| IncomingFilterOutcome::Reject)),
+    }
+    .spawn()
+}
+
 /// Binds, and starts to accept if asked to.
-pub async fn bind(settings: Settings) -> Result<(Arc<Core>, Router)> {
+pub async fn bind(settings: Settings) -> Result<Arc<Core>> {
     let counters = Arc::new(Counters::default());
     let inbox = Inbox::new(counters.clone())?;
     let sets = Sets {
@@ -125,86 +263,37 @@ pub async fn bind(settings: Settings) -> Result<(Arc<Core>, Router)> {
         ..Sets::default()
     };
     let relays = (!settings.relay_urls.is_empty()).then(|| {
-        let (secret, authorities) = (&settings.secret, settings.relay_ca.clone());
-        Arc::new(Relays::new(secret, authorities, settings.relay_urls))
+        let (authorities, urls) = (settings.relay_ca.clone(), settings.relay_urls.clone());
+        Arc::new(Relays::new(&settings.secret, authorities, urls))
     });
     let prober = relays.as_ref().map(|relays| relays.prober().id());
     let admission = Arc::new(Admission::new(sets, counters.clone(), prober));
-    let lookup = MemoryLookup::new();
-    let mut builder = iroh::Endpoint::builder(presets::Minimal)
-        .secret_key(settings.secret.clone())
-        .transport_config(transport(settings.idle_timeout, relays.is_some())?)
-        .hooks(Hook(admission.clone()))
-        .portmapper_config(PortmapperConfig::Disabled)
-        .dns_resolver(relays::resolver())
-        .clear_ip_transports()
-        .bind_addr(settings.bind)
-        .map_err(|error| Error::Bind(format!("{}: {error:#}", settings.bind)))?;
-    builder = match &relays {
-        None => builder
-            .relay_mode(RelayMode::Disabled)
-            .net_report_config(NetReportConfig::minimal()),
-        Some(relays) => builder
-            .relay_mode(RelayMode::Custom(relays.map()))
-            .net_report_config(relays::reports())
-            .ca_tls_config(settings.relay_ca.config()),
-    };
-    if settings.gossip_message_bytes.is_some() {
-        builder = builder.address_lookup(lookup.clone());
-    }
-    if let Some(url) = &settings.lookup {
-        // Through iroh's type for a URL; it gives the general one.
-        let url: RelayUrl = url
-            .parse()
-            .map_err(|error| Error::Value(format!("lookup: not a URL: {url:?} ({error})")))?;
-        builder = builder.address_lookup(PkarrResolver::builder(url.clone().into()));
-        if settings.accept {
-            // All addresses: there may be no relay, and whoever configures this means to be found.
-            let publisher = PkarrPublisher::builder(url.into());
-            let publisher = publisher.addr_filter(AddrFilter::unfiltered());
-            builder = builder.address_lookup(publisher);
-        }
-    }
-    let endpoint = builder
-        .bind()
-        .await
-        .map_err(|error| bind_error(settings.bind, &error))?;
-    let gossip = settings.gossip_message_bytes.map(|message_bytes| {
-        let (endpoint, secret) = (endpoint.clone(), settings.secret);
-        let (admission, counters) = (admission.clone(), counters.clone());
+    let recipe = Recipe::new(settings, admission.clone(), relays.clone())?;
+    let first = recipe.socket(FIRST, recipe.settings.bind).await?;
+    let sockets = Arc::new(Sockets::new(first.clone()));
+    let gossip = recipe.settings.gossip_message_bytes.map(|message_bytes| {
         Arc::new(Gossip::start(
-            endpoint,
-            secret,
+            sockets.clone(),
+            &first.iroh,
             message_bytes,
-            lookup,
-            admission,
-            counters,
+            recipe.settings.secret.clone(),
+            recipe.places.clone(),
+            admission.clone(),
+            counters.clone(),
         ))
     });
+    let gossips = gossip.is_some();
     let core = Arc::new(Core::new(
-        endpoint.clone(),
-        inbox,
-        counters,
-        admission,
-        settings.options,
-        gossip.clone(),
-        relays.clone(),
+        sockets, recipe, inbox, counters, admission, gossip, relays,
     ));
-    let mut router = Router::builder(endpoint);
-    if let Some(gossip) = gossip {
-        router = router.accept(GOSSIP, Handler(gossip.overlay.clone()));
+    core.sockets.serve(router(&core, &first));
+    if gossips {
         tokio::spawn(watchdog::run(Arc::downgrade(&core)));
     }
-    if relays.is_some() {
-        router = router.accept(PROBE, Answers);
+    if core.relays.is_some() {
         tokio::spawn(relay_loss::run(Arc::downgrade(&core)));
     }
-    let router = if settings.accept {
-        router.accept(ALPN, Framed(core.clone()))
-    } else {
-        router.incoming_filter(Arc::new(|_| IncomingFilterOutcome::Reject))
-    };
-    Ok((core, router.spawn()))
+    Ok(core)
 }
 
 fn bind_error(address: SocketAddr, error: &BindError) -> Error {
@@ -226,8 +315,13 @@ fn bind_error(address: SocketAddr, error: &BindError) -> Error {
     )
 }
 
-/// Leaves every swarm, ends every connection with code 1 and closes the socket.
-pub async fn close(core: Arc<Core>, router: Router) {
+/// Leaves every swarm, ends every connection with code 1 and closes the sockets.
+pub async fn close(core: Arc<Core>) {
+    let _turn = match &core.relays {
+        // A stand-in that is being made is waited for, and none is made after it.
+        Some(relays) => Some(relays.turn().await),
+        None => None,
+    };
     let gossip = core.gossip();
     if let Some(relays) = &core.relays {
         relays.prober().forget().await;
@@ -247,14 +341,22 @@ pub async fn close(core: Arc<Core>, router: Router) {
         let _ = end.await;
     }
     let _ = leaving.await;
-    let bound = core.endpoint().map(|endpoint| endpoint.bound_sockets());
-    // It fails only when the router's task panicked, and then there is nothing left to shut down.
-    let _ = router.shutdown().await;
-    drop(router);
+    core.release_gossip();
+    // Each by itself: a stand-in that was just made waits for dials that nobody answered, and the first one's port is what
+    // a hub that restarts asks for.
+    let ends = core.sockets.served().into_iter();
+    let ends = ends.map(async |(number, bound, router)| {
+        if let Some(router) = router {
+            // It fails only when the router's task panicked, and then there is nothing left to shut down.
+            let _ = router.shutdown().await;
+        }
+        core.sockets.closed(number);
+        for address in bound {
+            freed(address).await;
+        }
+    });
+    n0_future::join_all(ends).await;
     core.release();
-    for address in bound.unwrap_or_default() {
-        freed(address).await;
-    }
 }
 
 /// Returns when the port is free. iroh's last tasks drop the socket a moment after close has returned (about 1 ms), and a

@@ -110,6 +110,8 @@ impl InboxShare {
 pub struct Link {
     /// Unique in its endpoint.
     pub id: u64,
+    /// The number of the socket that it goes by.
+    pub socket: u64,
     /// The peer.
     pub peer: PublicKey,
     /// Whether the peer dialled.
@@ -147,9 +149,16 @@ pub struct Bounds {
 
 impl Link {
     /// A live connection with empty queues.
-    pub fn new(id: u64, quic: Connection, incoming: bool, bounds: Bounds) -> Arc<Self> {
+    pub fn new(
+        id: u64,
+        socket: u64,
+        quic: Connection,
+        incoming: bool,
+        bounds: Bounds,
+    ) -> Arc<Self> {
         Arc::new(Self {
             id,
+            socket,
             peer: quic.remote_id(),
             incoming,
             quic,

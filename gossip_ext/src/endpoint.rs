@@ -4,12 +4,11 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use iroh::protocol::Router;
 use iroh::{EndpointAddr, PublicKey, RelayUrl, TransportAddr};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
@@ -27,7 +26,7 @@ use crate::overview::Overview;
 use crate::relays::{Authorities, Relays};
 use crate::stats::ConnectionStats;
 use crate::swarm_py::{Join, Swarm};
-use crate::{keys, relays, runtime, spin};
+use crate::{keys, relays, runtime, spin, stand_in};
 
 /// Seconds from Python as a duration.
 pub fn seconds(name: &str, value: f64) -> Result<Duration> {
@@ -82,6 +81,11 @@ pub fn payloads<'py>(
     Ok(payloads)
 }
 
+fn relay(url: &str) -> Result<RelayUrl> {
+    RelayUrl::from_str(url)
+        .map_err(|error| Error::Value(format!("not a relay URL: {url:?} ({error})")))
+}
+
 /// Where a peer can be dialled.
 fn address(node_id: &str, addrs: &[String], relay_urls: &[String]) -> Result<EndpointAddr> {
     let ips = parse_all("ip:port", addrs)?
@@ -92,12 +96,11 @@ fn address(node_id: &str, addrs: &[String], relay_urls: &[String]) -> Result<End
     Ok(EndpointAddr::from_parts(keys::public(node_id)?, places))
 }
 
-/// One UDP socket, one identity, a router for every ALPN.
+/// One identity, and what it is reached at.
 #[pyclass(frozen, module = "broker._gossip_ext")]
 #[derive(Debug)]
 pub struct Endpoint {
     core: Arc<Core>,
-    router: Mutex<Option<Router>>,
 }
 
 #[pymethods]
@@ -161,11 +164,8 @@ impl Endpoint {
                 frame_timeout: seconds("frame_timeout", frame_timeout)?,
             },
         };
-        let (core, router) = py.detach(|| runtime::block_on(bind::bind(settings)))??;
-        Ok(Self {
-            core,
-            router: Mutex::new(Some(router)),
-        })
+        let core = py.detach(|| runtime::block_on(bind::bind(settings)))??;
+        Ok(Self { core })
     }
 
     #[getter]
@@ -174,20 +174,8 @@ impl Endpoint {
     }
 
     fn addrs(&self) -> Vec<String> {
-        let mut found: Vec<SocketAddr> = Vec::new();
-        let Some(endpoint) = self.core.endpoint() else {
-            return Vec::new();
-        };
-        for bound in endpoint.bound_sockets() {
-            if bound.ip().is_unspecified() {
-                found.extend(endpoint.addr().ip_addrs());
-            } else {
-                found.push(bound);
-            }
-        }
-        found.sort_unstable();
-        found.dedup();
-        found.iter().map(ToString::to_string).collect()
+        let addrs = self.core.sockets.addrs();
+        addrs.iter().map(ToString::to_string).collect()
     }
 
     fn relay_urls(&self) -> Vec<String> {
@@ -208,40 +196,60 @@ impl Endpoint {
     }
 
     fn insert_relay(&self, url: &str) -> Result<()> {
-        self.with_relays(url, |relays, endpoint, url| async move {
-            relays.insert(&endpoint, url).await;
-        })
+        let url = relay(url)?;
+        self.with_relays(|relays, endpoint| async move { relays.insert(&endpoint, url).await })
     }
 
     fn remove_relay(&self, url: &str) -> Result<()> {
-        self.with_relays(url, |relays, endpoint, url| async move {
-            relays.remove(&endpoint, &url).await;
-        })
+        let url = relay(url)?;
+        self.with_relays(|relays, endpoint| async move { relays.remove(&endpoint, &url).await })
     }
 
     fn renew_relay(&self, url: &str) -> Result<()> {
-        self.with_relays(url, |relays, endpoint, url| async move {
-            relays.renew(&endpoint, &url).await;
-        })
+        let url = relay(url)?;
+        self.with_relays(|relays, endpoint| async move { relays.renew(&endpoint, &url).await })
     }
 
     fn renew_relays(&self) -> Result<()> {
-        if let (Some(relays), Some(endpoint)) = (self.core.relays.clone(), self.core.endpoint()) {
-            runtime::runtime()?.spawn(async move {
-                for url in relays.urls() {
-                    relays.renew(&endpoint, &url).await;
-                }
-            });
+        if self.core.relays.is_none() || self.core.closed.load(Ordering::Acquire) {
+            return Ok(());
         }
+        self.with_relays(|relays, endpoint| async move {
+            for url in relays.urls() {
+                relays.renew(&endpoint, &url).await;
+            }
+        })
+    }
+
+    fn rebuild(&self) -> Result<()> {
+        let relays = self.relays()?;
+        runtime::runtime()?.spawn(stand_in::make(self.core.clone(), relays));
         Ok(())
+    }
+
+    fn rebuilt(&self) -> Option<String> {
+        let made = self.core.relays.as_ref()?.rebuilt()?;
+        Some(made.unwrap_or_default())
+    }
+
+    fn lost_relays(&self) -> Vec<String> {
+        let lost = self.core.relays.as_ref().map(|relays| relays.lost());
+        let lost = lost.unwrap_or_default();
+        lost.iter().map(ToString::to_string).collect()
     }
 
     #[pyo3(signature = (url, timeout))]
     fn probe(&self, url: &str, timeout: f64) -> Result<()> {
         let limit = seconds("timeout", timeout)?;
-        self.with_relays(url, move |relays, endpoint, url| async move {
-            relays.probe(&endpoint, url, limit).await;
-        })
+        let url = relay(url)?;
+        let relays = self.relays()?;
+        let core = self.core.clone();
+        runtime::runtime()?.spawn(async move {
+            if let Some(endpoint) = core.endpoint() {
+                relays.probe(&endpoint, url, limit).await;
+            }
+        });
+        Ok(())
     }
 
     fn probed(&self) -> Option<(&'static str, f64, String)> {
@@ -250,8 +258,8 @@ impl Endpoint {
     }
 
     fn network_change(&self) -> Result<()> {
-        if let Some(endpoint) = self.core.endpoint() {
-            runtime::runtime()?.spawn(async move { endpoint.network_change().await });
+        for socket in self.core.sockets.staying() {
+            runtime::runtime()?.spawn(async move { socket.iroh.network_change().await });
         }
         Ok(())
     }
@@ -460,47 +468,28 @@ impl Endpoint {
     }
 
     fn counters(&self) -> HashMap<&'static str, u64> {
-        let socket = &self.core.socket;
         let mut totals: HashMap<_, _> = self.core.counters.read().into_iter().collect();
         if let Some(gossip) = self.core.gossip() {
             totals.extend(gossip.counters());
         }
-        totals.extend([
-            (
-                "gossip_connections",
-                self.core.admission.peers.count() as u64,
-            ),
-            ("connections_opened", socket.num_conns_opened.get()),
-            ("connections_closed", socket.num_conns_closed.get()),
-            ("udp_datagrams_in", socket.recv_datagrams.get()),
-            ("udp_batches_in", socket.recv_gro_datagrams.get()),
-            ("holepunch_attempts", socket.holepunch_attempts.get()),
-            ("relay_connects", socket.relay_conns_success.get()),
-            ("relay_connects_failed", socket.relay_conns_failed.get()),
-            ("relay_disconnects", socket.relay_conns_closed.get()),
-            ("relay_bytes_in", socket.recv_data_relay.get()),
-            ("relay_bytes_out", socket.send_relay.get()),
-            (
-                "direct_bytes_in",
-                socket.recv_data_ipv4.get() + socket.recv_data_ipv6.get(),
-            ),
-            (
-                "direct_bytes_out",
-                socket.send_ipv4.get() + socket.send_ipv6.get(),
-            ),
-        ]);
+        totals.extend(self.core.sockets.totals());
+        totals.insert(
+            "gossip_connections",
+            self.core.admission.peers.count() as u64,
+        );
         totals
     }
 
     #[pyo3(signature = (timeout=2.0))]
     fn close(&self, py: Python<'_>, timeout: f64) -> Result<()> {
         let limit = seconds("timeout", timeout)?;
-        if let Some(router) = self.begin_close() {
+        if self.begin_close() {
             let core = self.core.clone();
             py.detach(|| {
                 runtime::block_on(async {
-                    // Too late is no matter: dropping the router ends what is left.
-                    let _ = tokio::time::timeout(limit, bind::close(core, router)).await;
+                    // Too late is no matter: dropping the routers ends what is left.
+                    let _ = tokio::time::timeout(limit, bind::close(core.clone())).await;
+                    core.release();
                 })
             })?;
         }
@@ -509,17 +498,24 @@ impl Endpoint {
 }
 
 impl Endpoint {
-    /// Spawns what is to be done with one relay.
+    fn relays(&self) -> Result<Arc<Relays>> {
+        let relays = self.core.relays.clone().ok_or(Error::NoRelays)?;
+        self.check_open()?;
+        Ok(relays)
+    }
+
+    /// Spawns a change of what iroh knows of relays.
     fn with_relays<F: Future<Output = ()> + Send + 'static>(
         &self,
-        url: &str,
-        work: impl FnOnce(Arc<Relays>, iroh::Endpoint, RelayUrl) -> F,
+        work: impl FnOnce(Arc<Relays>, iroh::Endpoint) -> F + Send + 'static,
     ) -> Result<()> {
-        let url = RelayUrl::from_str(url)
-            .map_err(|error| Error::Value(format!("not a relay URL: {url:?} ({error})")))?;
-        let relays = self.core.relays.clone().ok_or(Error::NoRelays)?;
-        let endpoint = self.core.endpoint().ok_or(Error::Closed)?;
-        runtime::runtime()?.spawn(work(relays, endpoint, url));
+        let (core, relays) = (self.core.clone(), self.relays()?);
+        runtime::runtime()?.spawn(async move {
+            let _turn = relays.turn().await;
+            if let Some(endpoint) = core.endpoint() {
+                work(relays.clone(), endpoint).await;
+            }
+        });
         Ok(())
     }
 
@@ -541,22 +537,20 @@ impl Endpoint {
         }
     }
 
-    /// The router, the first time.
-    fn begin_close(&self) -> Option<Router> {
-        self.core.closed.store(true, Ordering::Release);
-        let mut router = self.router.lock().unwrap_or_else(PoisonError::into_inner);
-        router.take()
+    /// True the first time.
+    fn begin_close(&self) -> bool {
+        !self.core.closed.swap(true, Ordering::AcqRel)
     }
 }
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        if let (Some(router), Ok(runtime)) = (self.begin_close(), runtime::runtime()) {
+        if let (true, Ok(runtime)) = (self.begin_close(), runtime::runtime()) {
             self.core.inbox.shut();
             for link in self.core.links() {
                 link.abort(close::going_away());
             }
-            runtime.spawn(bind::close(self.core.clone(), router));
+            runtime.spawn(bind::close(self.core.clone()));
         }
     }
 }

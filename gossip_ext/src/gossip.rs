@@ -19,6 +19,7 @@ use tokio::sync::OnceCell;
 use crate::admission::Admission;
 use crate::metrics::Counters;
 use crate::peers::Live;
+use crate::sockets::Sockets;
 use crate::swarm::Shared;
 
 /// The protocol of iroh-gossip.
@@ -122,7 +123,7 @@ pub struct Gossip {
     pub message_bytes: usize,
     /// Signs our batches.
     pub secret: SecretKey,
-    endpoint: iroh::Endpoint,
+    sockets: Arc<Sockets>,
     admission: Arc<Admission>,
     counters: Arc<Counters>,
     places: Mutex<Places>,
@@ -138,11 +139,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Gossip {
-    /// Starts iroh-gossip. `lookup` is what the endpoint was built with.
+    /// Starts iroh-gossip, which keeps to the first of the sockets. `lookup` is what that was built with.
     pub fn start(
-        endpoint: iroh::Endpoint,
-        secret: SecretKey,
+        sockets: Arc<Sockets>,
+        first: &iroh::Endpoint,
         message_bytes: usize,
+        secret: SecretKey,
         lookup: MemoryLookup,
         admission: Arc<Admission>,
         counters: Arc<Counters>,
@@ -151,12 +153,12 @@ impl Gossip {
             .max_message_size(message_bytes)
             .membership_config(membership(message_bytes))
             .broadcast_config(broadcast())
-            .spawn(endpoint.clone());
+            .spawn(first.clone());
         Self {
             overlay,
             message_bytes,
             secret,
-            endpoint,
+            sockets,
             admission,
             counters,
             places: Mutex::default(),
@@ -208,9 +210,12 @@ impl Gossip {
         // has died counts for a while.
         let known = self.lookup.get_endpoint_info(peer);
         let addr = known.map_or_else(|| peer.into(), EndpointInfo::into_endpoint_addr);
-        let connecting = self.endpoint.connect(addr, GOSSIP);
+        let connecting = async {
+            let socket = self.sockets.current()?;
+            socket.iroh.connect(addr, GOSSIP).await.ok()
+        };
         let connected = tokio::time::timeout(DIAL_LIMIT, connecting).await;
-        if let Ok(Ok(connection)) = connected
+        if let Ok(Some(connection)) = connected
             && self.overlay.handle_connection(connection).await.is_ok()
         {
             return true;
@@ -270,7 +275,7 @@ impl Gossip {
         ]
     }
 
-    /// Leaves every swarm, within a bound.
+    /// Leaves every swarm and ends iroh-gossip, within bounds.
     pub async fn close(&self) {
         let swarms = self.swarms();
         swarms.iter().for_each(|swarm| swarm.leave());
@@ -281,10 +286,12 @@ impl Gossip {
         };
         // Too late is no matter: the endpoint ends every connection.
         let _ = tokio::time::timeout(CLOSE_LIMIT, left).await;
+        // An actor that hangs on a neighbour would hang here too; it ends when the endpoint does.
+        let _ = tokio::time::timeout(CLOSE_LIMIT, self.overlay.shutdown()).await;
     }
 }
 
-/// `/iroh-gossip/1` for iroh's router.
+/// `/iroh-gossip/1` for iroh's routers. None of them ends it: one may be replaced.
 #[derive(Debug)]
 pub struct Handler(pub Overlay);
 
@@ -292,10 +299,5 @@ impl ProtocolHandler for Handler {
     async fn accept(&self, connection: Connection) -> Result<(), AcceptError> {
         let handled = self.0.handle_connection(connection).await;
         handled.map_err(AcceptError::from_err)
-    }
-
-    async fn shutdown(&self) {
-        // An actor that hangs on a neighbour would hang here too; it ends when the endpoint does.
-        let _ = tokio::time::timeout(CLOSE_LIMIT, self.0.shutdown()).await;
     }
 }

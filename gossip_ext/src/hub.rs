@@ -9,12 +9,12 @@ use iroh::endpoint::{
     ConnectError, ConnectWithOptsError, ConnectingError, Connection, ConnectionError, RecvStream,
     SendStream,
 };
-use iroh::metrics::SocketMetrics;
 use iroh::protocol::{AcceptError, ProtocolHandler};
 use iroh::{EndpointAddr, PublicKey};
 use n0_future::task::AbortOnDropHandle;
 
 use crate::admission::Admission;
+use crate::bind::Recipe;
 use crate::close::{self, Close};
 use crate::connection::{Bounds, Link};
 use crate::frame::{Decoder, HEADER};
@@ -23,6 +23,7 @@ use crate::inbox::{Inbox, Item};
 use crate::metrics::Counters;
 use crate::overview::{Quic, Reading};
 use crate::relays::{self, Relays};
+use crate::sockets::Sockets;
 use crate::{paths, stream};
 
 /// The protocol of framed streams.
@@ -50,8 +51,10 @@ pub struct Options {
 pub struct Core {
     /// This endpoint's identity.
     pub id: PublicKey,
-    /// What iroh counts.
-    pub socket: Arc<SocketMetrics>,
+    /// QUIC, until close.
+    pub sockets: Arc<Sockets>,
+    /// How they are made.
+    pub recipe: Recipe,
     /// For Python.
     pub inbox: Inbox,
     /// Totals.
@@ -64,9 +67,7 @@ pub struct Core {
     pub relays: Option<Arc<Relays>>,
     /// Close was called.
     pub closed: AtomicBool,
-    /// Until close: the UDP socket is closed only when the last clone is dropped, and Python may hold this for longer.
-    endpoint: Mutex<Option<iroh::Endpoint>>,
-    /// Until close, for the same reason; `None` also when it does not gossip.
+    /// Until close, since it holds a socket; `None` also when it does not gossip.
     gossip: Mutex<Option<Arc<Gossip>>>,
     links: Mutex<HashMap<u64, Arc<Link>>>,
     /// What QUIC counted of connections that are no more in `links`. Under its lock.
@@ -80,24 +81,24 @@ pub struct Core {
 impl Core {
     /// With no connections.
     pub fn new(
-        endpoint: iroh::Endpoint,
+        sockets: Arc<Sockets>,
+        recipe: Recipe,
         inbox: Inbox,
         counters: Arc<Counters>,
         admission: Arc<Admission>,
-        options: Options,
         gossip: Option<Arc<Gossip>>,
         relays: Option<Arc<Relays>>,
     ) -> Self {
         Self {
             relays,
             gossip: Mutex::new(gossip),
-            id: endpoint.id(),
-            socket: endpoint.metrics().socket.clone(),
-            endpoint: Mutex::new(Some(endpoint)),
+            id: recipe.settings.secret.public(),
+            options: recipe.settings.options,
+            sockets,
+            recipe,
             inbox,
             counters,
             admission,
-            options,
             closed: AtomicBool::new(false),
             links: Mutex::default(),
             ended: Mutex::default(),
@@ -111,10 +112,9 @@ impl Core {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// QUIC; `None` after close.
+    /// The iroh endpoint that has the relays, and dials; `None` after close.
     pub fn endpoint(&self) -> Option<iroh::Endpoint> {
-        let endpoint = self.endpoint.lock();
-        endpoint.unwrap_or_else(PoisonError::into_inner).clone()
+        Some(self.sockets.current()?.iroh)
     }
 
     /// Gossip; `None` after close, and without gossip_message_bytes.
@@ -123,12 +123,17 @@ impl Core {
         gossip.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Lets go of the socket.
-    pub fn release(&self) {
-        let endpoint = self.endpoint.lock();
-        *endpoint.unwrap_or_else(PoisonError::into_inner) = None;
+    /// Lets go of gossip.
+    pub fn release_gossip(&self) {
         let gossip = self.gossip.lock();
         *gossip.unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Lets go of all that holds a socket.
+    pub fn release(&self) {
+        self.release_gossip();
+        self.sockets.release();
+        self.recipe.release();
     }
 
     /// An id for a connection or a swarm.
@@ -166,6 +171,7 @@ impl Core {
     /// A connection is usable from here on. None when the endpoint closed meanwhile.
     fn open(
         self: &Arc<Self>,
+        socket: u64,
         quic: Connection,
         send: SendStream,
         recv: RecvStream,
@@ -173,7 +179,7 @@ impl Core {
         token: Option<i64>,
     ) -> bool {
         let id = self.next_id();
-        let link = Link::new(id, quic, token.is_none(), self.options.bounds);
+        let link = Link::new(id, socket, quic, token.is_none(), self.options.bounds);
         {
             // Under the lock: close() sets the flag first and then takes what is in the map.
             let mut links = self.lock();
@@ -208,7 +214,7 @@ impl Core {
     }
 
     /// Waits for the stream and its first header; only then does the connection exist for Python.
-    async fn accept(self: &Arc<Self>, quic: &Connection) -> Result<(), Close> {
+    async fn accept(self: &Arc<Self>, socket: u64, quic: &Connection) -> Result<(), Close> {
         if self.inbox.crowded() {
             return Err(Close::new(
                 close::NO_STREAM,
@@ -245,7 +251,7 @@ impl Core {
             self.admission.count(&refusal);
             return Err(refusal);
         }
-        if self.open(quic.clone(), send, recv, decoder, None) {
+        if self.open(socket, quic.clone(), send, recv, decoder, None) {
             Ok(())
         } else {
             Err(close::going_away())
@@ -274,18 +280,19 @@ impl Core {
         let whereto = describe(&addr);
         let doubt = self.doubt(&addr, limit / 2);
         let addr = self.translate(addr);
-        let Some(endpoint) = self.endpoint() else {
+        let Some(socket) = self.sockets.current() else {
             return; // Nobody waits: close() came between the call and this.
         };
         let connected = tokio::time::timeout(limit, async {
-            let quic = endpoint.connect(addr, ALPN).await?;
+            let quic = socket.iroh.connect(addr, ALPN).await?;
             let (send, recv) = quic.open_bi().await.map_err(ConnectError::from)?;
             Ok::<_, ConnectError>((quic, send, recv))
         });
         let (kind, code, message) = match connected.await {
             Ok(Ok((quic, send, recv))) => {
                 let decoder = Decoder::new(self.options.max_frame_bytes);
-                if self.open(quic.clone(), send, recv, decoder, Some(token)) {
+                let number = socket.number;
+                if self.open(number, quic.clone(), send, recv, decoder, Some(token)) {
                     return;
                 }
                 let close = close::going_away();
@@ -368,13 +375,18 @@ fn dial_error(error: &ConnectError, whereto: &str) -> (&'static str, Option<u64>
     }
 }
 
-/// `alkhub/1` for iroh's router.
+/// `alkhub/1` for one of iroh's routers.
 #[derive(Debug)]
-pub struct Framed(pub Arc<Core>);
+pub struct Framed {
+    /// Whose connections they are.
+    pub core: Arc<Core>,
+    /// Where they arrive.
+    pub socket: u64,
+}
 
 impl ProtocolHandler for Framed {
     async fn accept(&self, quic: Connection) -> Result<(), AcceptError> {
-        let core = &self.0;
+        let core = &self.core;
         let waiting = Silent::enter(&core.silent);
         let outcome = if waiting.count > SILENT_LIMIT {
             core.counters.stream_timeouts.inc();
@@ -383,7 +395,7 @@ impl ProtocolHandler for Framed {
                 format!("busy: {SILENT_LIMIT} connections have not opened their stream yet"),
             ))
         } else {
-            core.accept(&quic).await
+            core.accept(self.socket, &quic).await
         };
         if let Err(close) = outcome {
             quic.close(close.code.into(), close.reason.as_bytes());

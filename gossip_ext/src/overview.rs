@@ -171,7 +171,6 @@ impl Overview {
             }
         }
         let alpns = [ALPN, GOSSIP].map(|alpn| std::str::from_utf8(alpn).unwrap_or("?"));
-        let bound = core.endpoint().map(|endpoint| endpoint.bound_sockets());
         Self {
             quic: HashMap::from([
                 (alpns[0], framed.quic.named()),
@@ -182,8 +181,9 @@ impl Overview {
             queued_bytes: queued.0,
             queued_frames: queued.1,
             inbox_bytes,
-            sockets: bound
-                .unwrap_or_default()
+            sockets: core
+                .sockets
+                .bound()
                 .iter()
                 .map(ToString::to_string)
                 .collect(),

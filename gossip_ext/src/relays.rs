@@ -1,6 +1,6 @@
 //! How an endpoint uses relays: what it believes of them, and what it asks of them. Not here: being one (relay.rs).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -107,36 +107,74 @@ pub fn shown(addr: &TransportAddr) -> String {
 #[derive(Debug)]
 pub struct Relays {
     prober: Arc<Prober>,
-    /// Each relay's URL, and the one that iroh knows it by, with its number.
-    spelled: Mutex<HashMap<RelayUrl, (RelayUrl, u64)>>,
+    /// By URL, without what tells connections apart.
+    known: Mutex<HashMap<RelayUrl, Known>>,
+    /// Held by whoever changes what iroh knows of them: one change at a time, and the whole of it at one endpoint.
+    turn: tokio::sync::Mutex<()>,
+    /// Those that are gone, until Python has heard of it.
+    lost: Mutex<HashSet<RelayUrl>>,
+    /// How making a stand-in went, until Python has heard of it.
+    made: Mutex<Option<Option<String>>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// The URL that iroh knows it by.
+    spelled: RelayUrl,
+    renewals: u64,
+    /// It may be home.
+    chosen: bool,
+}
+
+impl Known {
+    fn new(url: RelayUrl) -> Self {
+        Self {
+            spelled: url,
+            renewals: 0,
+            chosen: true,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Relays {
     /// With these to begin with.
     pub fn new(secret: &SecretKey, authorities: Authorities, urls: Vec<RelayUrl>) -> Self {
-        let spelled = urls.into_iter().map(|url| (plain(&url), (plain(&url), 0)));
+        let urls = urls.iter().map(plain);
         Self {
             prober: Arc::new(Prober::new(secret, authorities)),
-            spelled: Mutex::new(spelled.collect()),
+            known: Mutex::new(urls.map(|url| (url.clone(), Known::new(url))).collect()),
+            turn: tokio::sync::Mutex::default(),
+            lost: Mutex::default(),
+            made: Mutex::default(),
         }
     }
 
-    fn spelled(&self) -> MutexGuard<'_, HashMap<RelayUrl, (RelayUrl, u64)>> {
-        self.spelled.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits until nobody else changes them.
+    pub async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
     }
 
     /// As they were given.
     pub fn urls(&self) -> Vec<RelayUrl> {
-        self.spelled().keys().cloned().collect()
+        lock(&self.known).keys().cloned().collect()
     }
 
-    /// For iroh's builder.
+    /// Those that may be home.
+    pub fn chosen(&self) -> Vec<RelayUrl> {
+        let known = lock(&self.known);
+        let chosen = known.iter().filter(|(_, known)| known.chosen);
+        chosen.map(|(url, _)| url.clone()).collect()
+    }
+
+    /// The same for iroh's builder.
     pub fn map(&self) -> RelayMap {
-        let spelled = self.spelled();
-        spelled
-            .values()
-            .map(|(url, _)| config(url.clone()))
-            .collect()
+        let known = lock(&self.known);
+        let chosen = known.values().filter(|known| known.chosen);
+        chosen.map(|known| config(known.spelled.clone())).collect()
     }
 
     /// Whoever probes.
@@ -146,10 +184,8 @@ impl Relays {
 
     fn current(&self, url: &RelayUrl) -> RelayUrl {
         let url = plain(url);
-        let spelled = self.spelled();
-        spelled
-            .get(&url)
-            .map_or(url, |(current, _)| current.clone())
+        let known = lock(&self.known);
+        known.get(&url).map_or(url, |known| known.spelled.clone())
     }
 
     /// An address whose relays are those that iroh is connected to.
@@ -161,13 +197,18 @@ impl Relays {
         EndpointAddr::from_parts(addr.id, places.collect::<Vec<_>>())
     }
 
+    fn choose<T>(&self, url: &RelayUrl, change: impl FnOnce(&mut Known) -> T) -> T {
+        let mut known = lock(&self.known);
+        let url = plain(url);
+        change(known.entry(url.clone()).or_insert_with(|| Known::new(url)))
+    }
+
     /// The relay may be chosen.
     pub async fn insert(&self, endpoint: &iroh::Endpoint, url: RelayUrl) {
-        let current = {
-            let mut spelled = self.spelled();
-            let plain = plain(&url);
-            spelled.entry(plain.clone()).or_insert((plain, 0)).0.clone()
-        };
+        let current = self.choose(&url, |known| {
+            known.chosen = true;
+            known.spelled.clone()
+        });
         endpoint
             .insert_relay(current.clone(), config(current))
             .await;
@@ -175,24 +216,51 @@ impl Relays {
 
     /// It may not be chosen, and another one is.
     pub async fn remove(&self, endpoint: &iroh::Endpoint, url: &RelayUrl) {
-        endpoint.remove_relay(&self.current(url)).await;
+        let current = self.choose(url, |known| {
+            known.chosen = false;
+            known.spelled.clone()
+        });
+        endpoint.remove_relay(&current).await;
     }
 
     /// A new connection to it takes the place of the one that there is.
     pub async fn renew(&self, endpoint: &iroh::Endpoint, url: &RelayUrl) {
-        let (before, now) = {
-            let mut spelled = self.spelled();
-            let plain = plain(url);
-            let entry = spelled.entry(plain.clone()).or_insert((plain.clone(), 0));
-            let before = entry.0.clone();
-            entry.1 += 1;
-            let mut now = (*plain).clone();
-            now.set_fragment(Some(&entry.1.to_string()));
-            entry.0 = now.into();
-            (before, entry.0.clone())
-        };
+        let (before, now) = self.choose(url, |known| {
+            known.renewals += 1;
+            let mut now = (*plain(url)).clone();
+            now.set_fragment(Some(&known.renewals.to_string()));
+            let before = std::mem::replace(&mut known.spelled, now.into());
+            (before, known.spelled.clone())
+        });
         endpoint.insert_relay(now.clone(), config(now)).await;
         endpoint.remove_relay(&before).await;
+    }
+
+    /// This endpoint has no relays any more: another one has.
+    pub async fn leave(&self, endpoint: &iroh::Endpoint) {
+        for url in self.urls() {
+            endpoint.remove_relay(&self.current(&url)).await;
+        }
+    }
+
+    /// A connection to it has ended, and it does not let anybody in.
+    pub fn lose(&self, url: RelayUrl) {
+        lock(&self.lost).insert(url);
+    }
+
+    /// Those, once.
+    pub fn lost(&self) -> HashSet<RelayUrl> {
+        std::mem::take(&mut *lock(&self.lost))
+    }
+
+    /// A stand-in was made, or what went wrong.
+    pub fn made(&self, error: Option<String>) {
+        *lock(&self.made) = Some(error);
+    }
+
+    /// The same, once.
+    pub fn rebuilt(&self) -> Option<Option<String>> {
+        lock(&self.made).take()
     }
 
     /// What is wrong with any of these, as far as it can be found out in two seconds.

@@ -79,6 +79,7 @@ NODES: Final = Board(
                     "{{instance}} {{outcome}}": "sum by (instance, outcome) (rate(broker_relay_probes_total[30s]))",
                     "{{instance}} moves": "rate(broker_relay_moves_total[30s])",
                     "{{instance}} renewals": "rate(broker_relay_renewals_total[30s])",
+                    "{{instance}} rebuilds": "rate(broker_relay_rebuilds_total[30s])",
                 },
             ),
             Panel(

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 from broker import Spoke, SpokeOptions, connect
 from broker import _gossip_ext as ext
@@ -17,7 +16,7 @@ from broker.keys import save
 from broker.protocol.registration import Registration
 from broker.protocol.ticket import Ticket
 from broker.spoke.hubs import KnownHubs
-from tests.rig import FAST, PATIENCE, a_hub, spokes, until
+from tests.rig import FAST, PATIENCE, Pkarr, a_hub, spokes, until
 
 HUB, OTHER = "a" * 64, "b" * 64
 
@@ -127,39 +126,8 @@ async def test_new_addresses_are_seen_and_told_and_an_error_is_tried_again(monke
     assert told == ["two", "two"]
 
 
-class Pkarr:
-    """A pkarr service on loopback: keeps what is put, gives it back."""
-
-    def __init__(self) -> None:
-        self.records: dict[str, bytes] = {}
-        self.asked: list[str] = []
-
-    async def put(self, request: web.Request) -> web.Response:
-        self.records[request.match_info["key"]] = await request.read()
-        return web.Response(status=204)
-
-    async def get(self, request: web.Request) -> web.Response:
-        key = request.match_info["key"]
-        self.asked.append(key)
-        if key not in self.records:
-            return web.Response(status=404)
-        return web.Response(body=self.records[key])
-
-    async def start(self) -> tuple[web.AppRunner, str]:
-        app = web.Application()
-        app.router.add_put("/pkarr/{key}", self.put)
-        app.router.add_get("/pkarr/{key}", self.get)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        return runner, f"http://127.0.0.1:{runner.addresses[0][1]}/pkarr"
-
-
 async def test_a_node_id_is_enough_where_both_use_a_lookup_service_and_nobody_asks_without() -> None:
-    pkarr = Pkarr()
-    runner, url = await pkarr.start()
-    try:
+    async with Pkarr.on_loopback() as (pkarr, url):
         app = Spoke("found", options=SpokeOptions(accept=True, lookup=url))
         ticket = app.listen()
         await until(lambda: pkarr.records)
@@ -177,5 +145,3 @@ async def test_a_node_id_is_enough_where_both_use_a_lookup_service_and_nobody_as
             assert pkarr.asked
             await until(lambda: len(pkarr.records) == 2)
         await app.close()
-    finally:
-        await runner.cleanup()
