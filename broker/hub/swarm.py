@@ -122,7 +122,8 @@ class TopicSwarm:
             match effect:
                 case overlay.Tell(peer, bootstrap):
                     swarms.members.tell(self, peer, bootstrap)
-                    self._beats.told(time.monotonic(), len(self.overlay))
+                    if self.overlay.settles(now := time.monotonic()):
+                        self._beats.told(now, len(self.overlay))
                 case overlay.Dismiss(peer):
                     if peer not in self.overlay:
                         channel.by_gossip.discard(peer)

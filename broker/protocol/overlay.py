@@ -184,7 +184,7 @@ Effect = Tell | Dismiss | TakeOut | PutBack | Enter | Leave | Finished
 
 
 class _Member:
-    __slots__ = ("answer_at", "answered", "heard", "joined", "node_id", "out", "out_at", "reads")
+    __slots__ = ("answer_at", "answered", "heard", "joined", "node_id", "out", "out_at", "reads", "settles_until")
 
     def __init__(self, node_id: str, reads: bool) -> None:
         self.node_id, self.reads = node_id, reads
@@ -195,6 +195,9 @@ class _Member:
         self.answered = float("-inf")
         self.answer_at: float | None = None
         """It has been told a moment ago and wants more: then it is told again."""
+        self.settles_until: float | None = None
+        """Set when it is first told of a swarm that it does not hear. One that never comes to hear it is told again and
+        again, and may not keep the hub beating fast."""
         self.out = False
         self.out_at: float | None = None
 
@@ -247,8 +250,8 @@ class Overlay:
 
     def settles(self, now: float) -> bool:
         """Whether somebody who was told a moment ago waits for heartbeats."""
-        told = now - SETTLES
-        return any(one.joined != self.generation and one.answered > told for one in self._members.values())
+        waiting = (one.settles_until for one in self._members.values() if one.joined != self.generation)
+        return any(until is not None and now < until for until in waiting)
 
     @property
     def readers(self) -> int:
@@ -322,6 +325,8 @@ class Overlay:
         member = self._members.get(peer)
         if member is None:
             return []
+        if member.joined:
+            member.settles_until = None
         member.joined, member.out_at = 0, None
         found = self._back(peer, member)
         if self.ending:
@@ -362,7 +367,7 @@ class Overlay:
         self.entered.append(generation)
         found.append(Enter(generation))
         for peer, member in self._members.items():
-            member.out_at = None
+            member.out_at = member.settles_until = None
             found.append(self._tell(peer, now))
         while len(self.entered) > 2:
             found.append(Leave(self.entered.pop(0)))
@@ -393,6 +398,8 @@ class Overlay:
     def _tell(self, peer: int, now: float) -> Tell:
         member = self._members[peer]
         member.answered, member.answer_at = now, None
+        if member.settles_until is None:
+            member.settles_until = now + SETTLES
         if len(self._knew) >= KNEW:
             self._all_knew = True
         else:

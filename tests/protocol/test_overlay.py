@@ -13,6 +13,7 @@ from broker.protocol import overlay
 from broker.protocol.overlay import (
     MOVE,
     OVERLAP,
+    SETTLES,
     WANT_INTERVAL,
     Admit,
     Banned,
@@ -50,6 +51,34 @@ def swarm(*members: int, joined: bool = True) -> Overlay:
         if joined:
             assert one.handle(Joined(peer, 1), 0.0) == []
     return one
+
+
+def test_somebody_settles_from_when_it_is_told_until_it_hears_the_swarm() -> None:
+    one = swarm(1)
+    assert (one.settles(0.0), one.listens) == (False, True)
+    one.handle(Admit(2, "n2", True), 1.0)
+    assert one.settles(1.0)
+    one.handle(Joined(2, 1), 2.0)
+    assert not one.settles(2.0)
+    one.handle(NotJoined(2), 50.0)
+    one.handle(Wanted(2), 50.0)
+    assert one.settles(50.0), "it has lost the swarm, and is to hear it again"
+    one.handle(Joined(2, 1), 51.0)
+    one.handle(Banned(frozenset({"n1"}), 2), 60.0)
+    assert one.settles(60.0), "another generation is another swarm"
+
+
+def test_who_never_comes_to_hear_the_swarm_does_not_settle_for_ever() -> None:
+    one = swarm(1, joined=False)
+    assert not one.listens
+    now = 0.0
+    while one.settles(now):
+        now += WANT_INTERVAL
+        one.handle(Wanted(1), now)
+        assert now < SETTLES + WANT_INTERVAL
+    assert now >= SETTLES
+    one.handle(Wanted(1), now + 100.0)
+    assert not one.settles(now + 100.0)
 
 
 def test_a_spoke_is_told_of_the_hub_first_and_of_few_that_are_joined() -> None:
