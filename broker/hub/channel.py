@@ -58,8 +58,9 @@ class Channel:
         self.paused: set[int] = set()
         self.authors: dict[tuple[str, str], int] = {}
         """(author, epoch) -> the peer that last published under it: where acknowledgements go."""
-        self.announced: dict[tuple[str, str], tuple[int, int]] = {}
-        """(author, epoch) -> (acked, newest) of authors that came back and have not sent it all again."""
+        self.announced: dict[tuple[str, str], tuple[int, int, int]] = {}
+        """(author, epoch) -> (had, acked, newest) of authors that came back and have not sent it all again. ``had``:
+        what subscribers that were here may be taken to have had."""
         self.swarm: TopicSwarm | None = None
         """While it travels by gossip, what every event of it passes first."""
         self.by_gossip: set[int] = set()
@@ -75,20 +76,17 @@ class Channel:
 
     def announcement(self, key: tuple[str, str]) -> list[bytes]:
         """What is to come of an author. Of one that the hub knows nothing of, subscribers that do not know it either
-        begin after what was acknowledged to it; of any other they have a baseline. What another hub of the realm has
-        acknowledged they need not have had."""
-        acked, seq = self.announced[key]
-        if self.swarm is not None and self.swarm.shared:
-            acked = 0
+        begin after what they have had; of any other they have a baseline."""
+        had, _, seq = self.announced[key]
         heads = [head_of(self.topic, *key, seq)]
         if not self.ring.newest(*key):
-            heads.insert(0, head_of(self.topic, *key, acked, baseline=True))
+            heads.insert(0, head_of(self.topic, *key, had, baseline=True))
         return [encode("topic.head", head) for head in heads]
 
     def announcements(self) -> list[bytes]:
         """All that is still to come."""
         ring = self.ring
-        for key in [key for key, (_, seq) in self.announced.items() if ring.newest(*key) >= seq]:
+        for key in [key for key, (*_, seq) in self.announced.items() if ring.newest(*key) >= seq]:
             del self.announced[key]
         return [frame for key in self.announced for frame in self.announcement(key)]
 
@@ -96,7 +94,7 @@ class Channel:
         """How far each author is, as far as the hub knows or has been told. A baseline leaves out what is still to
         come."""
         heads = {(author, epoch): seq for author, epoch, seq in self.ring.heads()}
-        for key, (acked, seq) in self.announced.items():
+        for key, (_, acked, seq) in self.announced.items():
             heads[key] = max(heads.get(key, 0), acked if baseline else seq)
         return [(*key, seq) for key, seq in heads.items()]
 

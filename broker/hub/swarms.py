@@ -74,6 +74,7 @@ class Swarms:
         self._timer: Any = None
         self._timer_at = 0.0
         router.metrics.swarms = lambda: self.totals.families(self.by_topic.values())
+        self.topics.in_a_realm = lambda: bool(realm.others)
         if self.enabled:
             self.topics.on_open = self._opened
 

@@ -65,6 +65,8 @@ class Topics:
         self.readers = Readers(endpoint, self._fan_out, self.subscriptions, dropped=dropped, slow=slow, queue=queue)
         self.places = Places(self._fan_out, self.readers, self.subscriptions)
         self.on_open: Callable[[Channel], None] = lambda _channel: None
+        self.in_a_realm: Callable[[], bool] = lambda: False
+        """Whether there are other hubs, or have been."""
         """Told of each topic that has begun."""
 
     @property
@@ -130,7 +132,8 @@ class Topics:
         channel.announced.pop(key, None)
         if len(channel.announced) >= MAX_AUTHORS:
             channel.announced.pop(next(iter(channel.announced)))
-        channel.announced[key] = (acked, seq)
+        # What another hub of the realm has acknowledged, subscribers of this one need not have had.
+        channel.announced[key] = (0 if self.in_a_realm() else acked, acked, seq)
 
     def _tell_group(self, channel: Channel, frames: list[bytes]) -> None:
         self._fan_out.flush(channel)

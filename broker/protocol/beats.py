@@ -6,15 +6,19 @@ first goes by all edges, and each member drops those that bring it twice. Not he
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
-__all__ = ["BEAT", "SETTLING", "Beats"]
+__all__ = ["BEAT", "LEAST", "Beats"]
 
 BEAT: Final = 2.0
 """Seconds: a spoke that hears nothing for five asks for fresh bootstrap."""
+LEAST: Final = 0.05
+"""Seconds while few spokes settle, and the grid on which all of them are sent: many swarms of one hub beat at once."""
 SETTLING: Final = 0.25
-"""Seconds while spokes settle: a heartbeat is everywhere before the next, also where it had to be asked for
-(gossip.rs)."""
+FEW: Final = 0.01
+"""Seconds while many settle, and what each member adds until then: a heartbeat is everywhere before the next, also
+where it had to be asked for (gossip.rs). A handful of members are all each other's neighbours, and ask for nothing."""
 MEMBER: Final = 0.002
 """Seconds more for each member: on one machine with all of them the first takes that long."""
 
@@ -29,15 +33,16 @@ class Beats:
 
     def told(self, now: float, members: int) -> None:
         """A spoke was told of the swarm."""
-        self.due = min(self.due, now + _settling(members))
+        self.due = min(self.due, _settling(now, members))
 
     def tick(self, now: float, members: int, *, settling: bool) -> bool:
         """Whether to send it now. ``settling``: somebody waits for the next."""
         if now < self.due:
             return False
-        self.due = now + (_settling(members) if settling else BEAT)
+        self.due = _settling(now, members) if settling else now + BEAT
         return True
 
 
-def _settling(members: int) -> float:
-    return min(SETTLING + MEMBER * members, BEAT)
+def _settling(now: float, members: int) -> float:
+    wait = min(max(LEAST, min(FEW * members, SETTLING)) + MEMBER * members, BEAT - LEAST)
+    return math.ceil((now + wait) / LEAST) * LEAST

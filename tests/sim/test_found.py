@@ -124,6 +124,31 @@ def test_what_one_hub_has_acknowledged_the_others_subscribers_need_not_have_had(
     assert [verdict.start for verdict in made.spokes["s4"].subs[0].verdicts] == [1]
 
 
+def test_what_another_hub_has_acknowledged_subscribers_have_not_had_also_when_no_hub_is_there() -> None:
+    """The same, while the topic had no swarm among hubs: the other hub had been cut off, and died."""
+    made = play(
+        5452,
+        [
+            SpokeSpec(name="s1", offers=("count",), retained=5, pause=0.3, gossips=True, ticket=("h1", "h2")),
+            SpokeSpec(name="s4", subs=(SubSpec(patterns=(">",), policy="drop_oldest", patience=0.0, bound=1_000),),
+                      unacked=10, retained=0, rate=0.99, pause=0.3, gossips=True, ticket=("h1", "h2")),
+            SpokeSpec(name="s5", offers=("count", "relay"), subs=(SubSpec(patterns=("t.>",), patience=0.0, bound=2),),
+                      unacked=2, retained=10_000, offset=2_981.73, speed=1, pause=0.0, gossips=True, ticket=("h1",)),
+        ],
+        [
+            Action(0.0, "join", "h2", ("h1",)),
+            Action(0.615, "cut", "h2", (4.0, 4.0)),
+            Action(0.959, "publish", "s5", ("t.a", 1, 0)),
+            Action(0.965, "cut", "s5", (0.1, 4.0)),
+            Action(1.627, "crash", "h2", (20.0, 12.0, False)),
+            Action(4.506, "publish", "s1", ("t.a", 1, 0)),
+        ],
+        Weather(latency=0.002, jitter=0.01, loss=0.02, room=5, burst=1, gossip_loss=0.3, message_bytes=300),
+        Rings(events=3, patience=0.0, carrier="stream", uplink=5_000.0, gossips=True),
+    )  # fmt: skip
+    assert {verdict.start for verdict in made.spokes["s4"].subs[0].verdicts} == {1}
+
+
 def test_a_swarm_of_hubs_that_has_just_ended_is_there_again_when_the_other_hub_is() -> None:
     """The topic's swarm was about to end when the other hub came back, which was then never invited."""
     play(
