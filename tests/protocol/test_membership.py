@@ -278,6 +278,8 @@ class AgainstAHub(RuleBasedStateMachine):
         self.beats: dict[str, int] = {}
         """Heartbeats since the swarm was joined."""
         self.heard: set[str] = set()
+        self.by_word: set[str] = set()
+        """Swarms that had a neighbour and were heard while the hub was away: then a word is enough."""
         self.asked = -100.0
 
     def apply(self, effects: list[Effect]) -> None:
@@ -294,12 +296,13 @@ class AgainstAHub(RuleBasedStateMachine):
                 case Leave(id):
                     self.inside.remove(id)
                     self.heard.discard(id)
+                    self.by_word.discard(id)
                 case TellHub():
                     assert self.up, "nothing is said to a hub that is away"
                     assert not subscribed, "it is said before the new subscription"
                     assert not (effect.joined and effect.want)
                     if effect.joined:
-                        heard = (id for id in self.inside if self.beats[id] >= SETTLED or id in self.heard)
+                        heard = (id for id in self.inside if self.beats[id] >= SETTLED or id in self.by_word)
                         assert any(self.peers[id] for id in heard)
                     self.hub_says_out = effect.joined
                 case Subscribe():
@@ -308,6 +311,10 @@ class AgainstAHub(RuleBasedStateMachine):
         if self.up:
             assert self.hub_says_out == self.machine.joined
             assert subscribed == (was_out and not self.hub_says_out), "nobody feeds it, or it is fed twice"
+
+    def look(self, id: str) -> None:
+        if not self.up and self.peers[id] and id in self.heard:
+            self.by_word.add(id)
 
     @rule(id=st.sampled_from("xyz"), generation=st.integers(1, 3))
     def told(self, id: str, generation: int) -> None:
@@ -324,6 +331,7 @@ class AgainstAHub(RuleBasedStateMachine):
         if self.inside:
             id = data.draw(st.sampled_from(sorted(self.inside)))
             (self.peers[id].add if up else self.peers[id].discard)(peer)
+            self.look(id)
             self.apply(self.machine.handle(Neighbour(id, peer, up), self.now))
 
     @rule(data=st.data(), beat=st.booleans())
@@ -331,8 +339,8 @@ class AgainstAHub(RuleBasedStateMachine):
         if self.inside:
             id = data.draw(st.sampled_from(sorted(self.inside)))
             self.beats[id] += beat
-            if not self.up:
-                self.heard.add(id)
+            self.heard.add(id)
+            self.look(id)
             self.apply(self.machine.handle(Beat(id) if beat else Heard(id), self.now))
 
     @rule()
