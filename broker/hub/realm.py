@@ -85,6 +85,11 @@ class Realm:
         """The NodeIds that may sign for authors who cannot gossip."""
         return (self.hub, *self.others)
 
+    @property
+    def shared(self) -> bool:
+        """Whether there are other hubs, or have been."""
+        return bool(self.others)
+
     def add(self, place: Ticket) -> bool:
         """Another hub is there. Whether that is new."""
         if place.node_id == self.hub or self.others.get(place.node_id) == place:

@@ -175,7 +175,7 @@ class TopicSwarm:
     @property
     def shared(self) -> bool:
         """Whether the realm has other hubs."""
-        return len(self._swarms.realm.hubs) > 1
+        return self._swarms.realm.shared
 
     @property
     def left_out(self) -> int:

@@ -74,7 +74,7 @@ class Swarms:
         self._timer: Any = None
         self._timer_at = 0.0
         router.metrics.swarms = lambda: self.totals.families(self.by_topic.values())
-        self.topics.in_a_realm = lambda: bool(realm.others)
+        self.topics.in_a_realm = lambda: realm.shared
         if self.enabled:
             self.topics.on_open = self._opened
 
@@ -116,7 +116,7 @@ class Swarms:
         return self._config.carriers[max(found, key=len)] if found else self._config.carrier
 
     def _opened(self, channel: Channel) -> None:
-        if self.realm.others:
+        if self.realm.shared:
             self.open(channel, shared=True)
         elif self.choice(channel.topic) == "gossip":
             self.open(channel)

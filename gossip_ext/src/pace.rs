@@ -5,7 +5,7 @@ use std::time::Duration;
 /// How long a batch waits for more events after its first, at most.
 pub const HOLD: Duration = Duration::from_millis(5);
 
-/// The pace of one author in one swarm, as its last batch tells it.
+/// The pace of what goes into one swarm from here, as the last batch tells it.
 #[derive(Debug, Default)]
 pub struct Pace {
     last: Option<Last>,

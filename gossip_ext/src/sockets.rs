@@ -94,6 +94,13 @@ impl Held {
     fn current(&self) -> Option<&Served> {
         self.stand_in.as_ref().or(self.first.as_ref())
     }
+
+    fn totals(&self) -> Totals {
+        let mut sum = self.ended;
+        self.served()
+            .for_each(|served| add(&mut sum, &served.socket.metrics()));
+        sum
+    }
 }
 
 /// All of one endpoint.
@@ -163,11 +170,7 @@ impl Sockets {
 
     /// What iroh has counted, since bind.
     pub fn totals(&self) -> Totals {
-        let held = self.lock();
-        let mut sum = held.ended;
-        held.served()
-            .for_each(|served| add(&mut sum, &served.socket.metrics()));
-        sum
+        self.lock().totals()
     }
 
     /// How often a connection to a relay has ended.
@@ -221,14 +224,11 @@ impl Sockets {
     /// Lets go of all of them; what they have counted is kept.
     pub fn release(&self) {
         let mut held = self.lock();
-        let mut sum = held.ended;
-        held.served()
-            .for_each(|served| add(&mut sum, &served.socket.metrics()));
         *held = Held {
             first: None,
             stand_in: None,
             leaving: Vec::new(),
-            ended: sum,
+            ended: held.totals(),
         };
     }
 }
