@@ -136,8 +136,9 @@ class GossipConfig(Table):
 
     enabled: bool = True
     """Without it every topic goes by stream, and nobody may gossip with this hub."""
-    message_bytes: Annotated[int, Field(ge=512, le=65_536)] = 4_096
-    """The largest gossip message, the same at every hub of the realm. A larger event is fetched by stream."""
+    message_bytes: Annotated[int, Field(ge=512, le=65_536)] = 32 * KIB
+    """The largest gossip message, the same at every hub of the realm. A larger event is fetched by stream. A large one
+    holds a flood's events at a price of one; a lone event is a message of its own size."""
 
 
 class LimitsConfig(Table):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["SwarmCollector"]
 
 VERDICTS = ("complete", "repaired", "lost", "pending", "unknown")
-BAD_HERE = ("misplaced", "uninvited", "bad_batches")
+BAD_HERE = ("unreadable", "uninvited", "bad_batches")
 """Of those that a spoke finds out itself."""
 
 

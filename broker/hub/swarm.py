@@ -22,8 +22,8 @@ from broker.hub.holes import Holes, Key
 from broker.protocol import overlay
 from broker.protocol.beats import Beats
 from broker.protocol.carrier import Carrier
-from broker.protocol.codec import decode
-from broker.protocol.named import Frame, Named
+from broker.protocol.codec import Message, decode_batch
+from broker.protocol.named import Frame, Named, runs
 from broker.protocol.overlay import Overlay
 from broker.protocol.pacing import Pacing
 from broker.protocol.place import check_seq
@@ -217,44 +217,39 @@ class TopicSwarm:
         self._swarms.touched(self)
 
     def from_gossip(self, author: str, epoch: str, first: int, frames: list[Frame], *, asked: bool = False) -> int:
-        """A batch of consecutive events, signed by or for their author. Returns how many events it had; 0: it is not
-        what it says."""
+        """A batch of consecutive events, signed by or for their author. Returns how many events it had; 0: one is no
+        JSON, or not the one that was named."""
         now, key = time.monotonic(), (author, epoch)
         last = first + len(frames) - 1
         check_seq(last, 1)
-        items: list[Item] = []
+        found = list(runs(first, frames))
+        if not all(self._is_right(author, epoch, seq, run) for seq, run in found):
+            return 0
         out: list[Item] = []
-        begin = first
-        for seq, frame in enumerate(frames, first):
-            place = self.topic, author, epoch, seq
-            if isinstance(frame, tuple):
-                self.named.name(place, frame)
-                out += self._run(key, begin, items, now)
-                items, begin = [], seq + 1
-                # That whoever was asked has not got it either is no reason to ask on.
-                (self.sequences.head if asked else self.sequences.left_out)(*place, now)
-            elif self._is_right(frame, author, epoch, seq) and self._is_named(place, frame):
-                items.append((key, seq, frame))
-            else:
-                return 0
-        out += self._run(key, begin, items, now)
+        for begin, run in found:
+            if run:
+                items = [(key, seq, frame) for seq, frame in enumerate(run, begin)]
+                out += self.sequences.run(self.topic, author, epoch, begin, items, now)
+                continue
+            frame = frames[begin - first]
+            assert isinstance(frame, tuple)
+            place = self.topic, author, epoch, begin
+            self.named.name(place, frame)
+            # That whoever was asked has not got it either is no reason to ask on.
+            (self.sequences.head if asked else self.sequences.left_out)(*place, now)
         self._hear(key, last)
         self._take(key, out, now)
         self._swarms.touched(self)
         return len(frames)
 
-    def _run(self, key: Key, first: int, items: list[Item], now: float) -> list[Item]:
-        return self.sequences.run(self.topic, *key, first, items, now) if items else []
-
-    def _is_right(self, frame: bytes, author: str, epoch: str, seq: int) -> bool:
-        """The signature is the author's, but what it says of the event in the JSON is for the hub to see."""
+    def _is_right(self, author: str, epoch: str, first: int, run: list[bytes]) -> bool:
+        """Whether events that the extension says are these may be taken."""
         try:
-            message = decode(frame)
+            decode_batch(run, Message)
         except FrameError:
             return False
-        meta = message.meta or {}
-        said = message.type, meta.get("author"), meta.get("epoch"), meta.get("seq")
-        return said == (self.topic, author, epoch, seq) and type(said[3]) is int
+        places = ((self.topic, author, epoch, seq) for seq in range(first, first + len(run)))
+        return not self.named.known or all(map(self._is_named, places, run))
 
     def _is_named(self, place: tuple[str, str, str, int], frame: bytes) -> bool:
         """Whether it is the event that a batch has named, if one has."""

@@ -27,6 +27,7 @@ __all__ = [
     "FrameReader",
     "Message",
     "decode",
+    "decode_batch",
     "encode",
     "frame",
     "request_id_of",
@@ -81,6 +82,21 @@ def decode(frame: bytes, into: type[Message] = Message) -> Message:
         _check_nesting(value)
     meta = value.get("meta")
     return _new(into, (kind, value.get("detail"), meta if type(meta) is dict else None))
+
+
+def decode_batch(frames: list[bytes], into: type[M]) -> list[M]:
+    """The messages of a signed batch's events, read as one JSON text, which costs two thirds of reading each. Only for
+    frames of which the extension has seen that each, if it is JSON, is one object with a type and an object as meta
+    (gossip_ext/src/event.rs). FrameError 19 to 22 when one is no JSON, or too nested."""
+    text = b"[%b]" % b",".join(frames)
+    try:
+        values = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise _unreadable(text, error) from None
+    if max(map(len, frames), default=0) > 2 * MAX_NESTING:
+        for value in values:
+            _check_nesting(value)
+    return [_new(into, (value["type"], value.get("detail"), value["meta"])) for value in values]
 
 
 def encode(type: str, detail: Any, meta: dict[str, Any] | None = None) -> bytes:

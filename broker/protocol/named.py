@@ -7,13 +7,14 @@ what was named leaves its number a hole, to be asked for again. Not here: the ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, Final
 
 from broker.protocol.codec import Message
 from broker.protocol.place import origin
 
-__all__ = ["Frame", "Named", "Reference"]
+__all__ = ["Frame", "Named", "Reference", "runs"]
 
 MOST: Final = 4_096
 """Events named that have not come: as many as an author may have unacknowledged."""
@@ -43,9 +44,10 @@ class Named:
 
     def batch(self, topic: str, author: str, epoch: str, first_seq: int, frames: Sequence[Frame]) -> None:
         """What a batch only names."""
-        for seq, frame in enumerate(frames, first_seq):
-            if isinstance(frame, tuple):
-                self.name((topic, author, epoch, seq), frame)
+        if tuple in map(type, frames):
+            for seq, frame in enumerate(frames, first_seq):
+                if isinstance(frame, tuple):
+                    self.name((topic, author, epoch, seq), frame)
 
     def holds(self, place: Place, frame: bytes) -> bool:
         """Whether an event may be taken: it is the one that was named, or none was."""
@@ -62,3 +64,15 @@ class Named:
         """The same of an event as it came by stream."""
         place = origin(message.meta)
         return place is None or self.holds((message.type, *place), frame)
+
+
+def runs(first_seq: int, frames: Sequence[Frame]) -> Iterator[tuple[int, list[bytes]]]:
+    """A batch's events as runs, with the number of each one's first; an empty run stands for one that is only named."""
+    at = first_seq
+    for kind, group in groupby(frames, type):
+        run: list[Any] = list(group)
+        if kind is bytes:
+            yield at, run
+        else:
+            yield from ((seq, []) for seq in range(at, at + len(run)))
+        at += len(run)

@@ -1,4 +1,4 @@
-"""What a hub says about swarms, read into frozen values, and what a batch holds, as runs of messages.
+"""What a hub says about swarms, read into frozen values.
 
 A detail is wholly right or refused: FrameError 24. Not here: what follows from it (swarms.py).
 """
@@ -8,14 +8,11 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from broker.errors import FrameError
-from broker.events import Event
-from broker.protocol.codec import decode
-from broker.protocol.named import Frame
 from broker.protocol.place import MAX_NAME
 from broker.protocol.tracker import MAX_SEQ
 from broker.protocol.wire import CloseCode
 
-__all__ = ["Invitation", "Peer", "PeerList", "Range", "batch_data", "invitation", "peer_list", "range_of", "runs"]
+__all__ = ["Invitation", "Peer", "PeerList", "Range", "batch_data", "invitation", "peer_list", "range_of"]
 
 MAX_BOOTSTRAP: Final = 64
 MAX_NODES: Final = 100_000
@@ -105,31 +102,6 @@ def range_of(detail: Any) -> Range:
 def batch_data(detail: Any) -> tuple[str, str]:
     """Topic and base64 data of a ``topic.batch``."""
     return _field(detail, "topic", str, "topic.batch"), _field(detail, "data", str, "topic.batch")
-
-
-def runs(
-    topic: str, author: str, epoch: str, first_seq: int, frames: list[Frame]
-) -> list[tuple[int, list[Event]]] | None:
-    """A batch's events as runs, with the number of each one's first; an empty run stands for one that is only named.
-    None when an event is not what its place says."""
-    found: list[tuple[int, list[Event]]] = []
-    run: list[Event] = []
-    try:
-        for seq, frame in enumerate(frames, first_seq):
-            if isinstance(frame, tuple):
-                found.append((seq, []))
-                run = []
-                continue
-            event = decode(frame, Event)
-            get = (event.meta or {}).get
-            if event.type != topic or get("seq") != seq or get("author") != author or get("epoch") != epoch:
-                return None
-            if not run:
-                found.append((seq, run))
-            run.append(event)
-    except FrameError:
-        return None
-    return found
 
 
 def _peer(row: Any, what: str) -> Peer:

@@ -19,8 +19,8 @@ from typing import Any, Final, NamedTuple
 from broker.errors import Closed, ConnectError, FrameError, TopicError
 from broker.events import Event
 from broker.protocol import membership as m
-from broker.protocol.codec import decode
-from broker.protocol.named import Frame
+from broker.protocol.codec import decode, decode_batch
+from broker.protocol.named import Frame, runs
 from broker.protocol.pacing import REPORT
 from broker.protocol.routing import check_topic, matches
 from broker.protocol.wire import CloseCode
@@ -28,7 +28,7 @@ from broker.spoke.link import Link
 from broker.spoke.publisher import Publisher
 from broker.spoke.subscriptions import Subscriptions
 from broker.spoke.swarm import Source, SwarmTopic
-from broker.spoke.swarm_messages import Peer, PeerList, invitation, peer_list, runs
+from broker.spoke.swarm_messages import Peer, PeerList, invitation, peer_list
 
 __all__ = ["JOIN_TIMEOUT", "Swarms"]
 
@@ -238,10 +238,11 @@ class Swarms:
         if not self._subscriptions.wants(topic):
             return
         self._link.named.batch(topic, author, epoch, first_seq, frames)
-        found = runs(topic, author, epoch, first_seq, frames)
-        if found is None:
-            self._counts["misplaced"] += 1
-            log.warning("%s: a batch of %s, signed, whose events are not what it says they are", topic, author[:10])
+        try:
+            found = [(seq, decode_batch(run, Event)) for seq, run in runs(first_seq, frames)]
+        except FrameError as error:
+            self._counts["unreadable"] += 1
+            log.warning("%s: a batch of %s, signed, of events that are none: %s", topic, author[:10], error)
             return
         for seq, events in found:
             if events:
@@ -296,8 +297,8 @@ class Swarms:
         return entry.hubs if (entry := self._topics.get(topic)) is not None else ()
 
     def counts(self) -> dict[str, int]:
-        """``swarms``, ``declined`` invitations beyond `MAX_SWARMS`, ``sources_forgotten``; ``misplaced`` batches (their
-        events are not what they say), ``uninvited`` ones (of no topic or author of ours), ``mismatched`` events (not
+        """``swarms``, ``declined`` invitations beyond `MAX_SWARMS`, ``sources_forgotten``; ``unreadable`` batches (an
+        event is not JSON), ``uninvited`` ones (of no topic or author of ours), ``mismatched`` events (not
         the ones that were named); and the sums of the swarms' own counters, also of those that were left."""
         found: Counter[str] = Counter(self._counts)
         found["swarms"], found["mismatched"] = len(self._handles), self._link.named.refused

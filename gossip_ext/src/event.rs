@@ -4,6 +4,8 @@
 
 use std::ops::Range;
 
+use memchr::memchr2;
+
 /// Decimal digits of a u64, at most.
 const DIGITS: usize = 20;
 
@@ -201,14 +203,13 @@ impl<'a> Text<'a> {
     fn skip_string(&mut self) -> Option<()> {
         self.expect(b'"')?;
         loop {
-            match self.peek()? {
-                b'"' => break,
-                b'\\' => self.at += 2,
-                _ => self.at += 1,
+            self.at += memchr2(b'"', b'\\', self.bytes.get(self.at..)?)?;
+            if self.bytes[self.at] == b'"' {
+                self.at += 1;
+                return Some(());
             }
+            self.at += 2;
         }
-        self.at += 1;
-        Some(())
     }
 
     /// An array or object. A count and no recursion: the nesting is the peer's choice.

@@ -13,11 +13,12 @@ import orjson
 from broker import Hub
 from broker import _gossip_ext as ext
 from broker.border import attach
+from broker.config import GossipConfig
 from broker.protocol.named import Frame
 from tests.rig import Peer, until
 
 EPOCH = "0123456789abcdef"
-MESSAGE_BYTES = 4_096
+MESSAGE_BYTES = GossipConfig().message_bytes
 
 Place = tuple[str, str, int]
 """(author, epoch, seq)."""

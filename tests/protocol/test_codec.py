@@ -18,6 +18,7 @@ from broker.protocol.codec import (
     FrameReader,
     Message,
     decode,
+    decode_batch,
     encode,
     frame,
     request_id_of,
@@ -223,3 +224,20 @@ def test_a_message_is_read_as_what_the_caller_wants_it_to_be() -> None:
     assert (event.author, event.seq, event.reliable) == ("x", 7, True)
     assert event == decode(written) == Message("a.b", [1], {"author": "x", "seq": 7})
     assert repr(event) == "Event(type='a.b', detail=[1], meta={'author': 'x', 'seq': 7})"
+
+
+@given(st.lists(st.tuples(st.text(), json, st.dictionaries(st.text(), json, max_size=3)), max_size=5))
+def test_a_batch_is_read_as_its_messages_are(said: list[tuple[str, Any, dict[str, Any]]]) -> None:
+    frames = [encode(*one) for one in said]
+    assert decode_batch(frames, Event) == [decode(frame) for frame in frames] == [Message(*one) for one in said]
+
+
+@pytest.mark.parametrize("detail", [b"tru", b"01", b'"\xff"', b"[1}", b"NaN", orjson.dumps(nested(MAX_NESTING))])
+def test_of_a_batch_with_one_that_is_unreadable_nothing_is_read(detail: bytes) -> None:
+    right, wrong = encode("a", 1, {"seq": 1}), b'{"type":"a","detail":%b,"meta":{"seq":2}}' % detail
+    with pytest.raises(FrameError) as alone:
+        decode(wrong)
+    for frames in ([right, wrong], [wrong, right], [wrong]):
+        with pytest.raises(FrameError) as caught:
+            decode_batch(frames, Event)
+        assert caught.value.close_code == alone.value.close_code

@@ -5,10 +5,12 @@ from __future__ import annotations
 from hashlib import sha256
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from broker.protocol import named
 from broker.protocol.codec import decode
-from broker.protocol.named import Named
+from broker.protocol.named import Frame, Named, runs
 
 AUTHOR, EPOCH = "a" * 64, "e" * 16
 PLACE = ("t", AUTHOR, EPOCH, 7)
@@ -61,3 +63,16 @@ def test_it_is_bounded_and_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> Non
     for seq in range(1, 13):
         one.name(("t", AUTHOR, EPOCH, seq), reference(event("right")))
     assert [place[3] for place in one.known] == list(range(3, 13))
+
+
+@given(st.integers(1, 2**53), st.lists(st.binary(max_size=3) | st.just((900, b"hash")), max_size=8))
+def test_a_batch_is_its_runs(first: int, frames: list[Frame]) -> None:
+    back: list[Frame] = []
+    for seq, run in runs(first, frames):
+        assert seq == first + len(back)
+        back += run or [(900, b"hash")]
+    assert back == frames
+    lone = [frame if isinstance(frame, bytes) else None for frame in frames]
+    assert sum(1 for _, run in runs(first, frames) if run) == sum(
+        one is not None and (at == 0 or lone[at - 1] is None) for at, one in enumerate(lone)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import orjson
 import pytest
 
 from broker import _gossip_ext as ext
@@ -85,6 +86,19 @@ async def test_two_authors_on_one_topic_each_in_order() -> None:
             assert [n for n in reader.got if n < 1_000] == list(range(800))
             assert [n for n in reader.got if n >= 1_000] == list(range(1_000, 1_800))
             assert len(reader.events.verdicts) == 2
+
+
+async def test_a_batch_with_an_event_that_is_no_json_is_counted_and_nothing_of_it_taken() -> None:
+    async with swarm_of(2) as (hub, (a, b)), reading(b) as rb:
+        await publish(a, ["first"])
+        await rb.has(["first"])
+        meta = {"author": a.node_id, "epoch": "f" * 16}
+        right, wrong = (orjson.dumps({"type": TOPIC, "detail": 1, "meta": {**meta, "seq": seq}}) for seq in (1, 2))
+        wrong = wrong.replace(b":1,", b":tru,", 1)
+        a._swarms.publish(TOPIC, "f" * 16, 1, [right, wrong])
+        await until(lambda: b.gossip_counts().get("unreadable") == 1)
+        await until(lambda: hub.router.swarms.totals.contradicted == 1)
+        assert rb.got == ["first"]
 
 
 async def test_a_thousand_identical_events_all_arrive() -> None:
