@@ -1,4 +1,4 @@
-//! What must hold of the decoder for any input. Shared by the fuzzer (frames.rs) and by tests/pure.rs, which replays the
+//! What must hold of the decoder for any input. Shared by the fuzzer (frames.rs) and by tests/pure, which replays the
 //! corpora under `cargo test`; whoever takes this file has `frame` beside it.
 //!
 //! An input: a byte for the limit, a count of cuts, a byte for each cut, then the stream. tests/fuzz has the same layout for

@@ -12,7 +12,7 @@ use iroh_gossip::api::{Event, GossipReceiver, Message};
 use n0_future::Stream;
 use tokio::time::Instant;
 
-use crate::batch::{Fault, HASH, Header, Item, Kind, Opened};
+use crate::batch::{Fault, HASH, Header, Item, Keys, Kind, Opened};
 use crate::chain::{Chains, Verdict};
 use crate::gossip::Gossip;
 use crate::hub::Core;
@@ -54,6 +54,7 @@ pub async fn run(
         gossip,
         shared,
         receiver,
+        keys: Keys::default(),
         chains: Chains::default(),
         began: Instant::now(),
         suspects: HashMap::new(),
@@ -76,7 +77,7 @@ fn size(event: &Event) -> usize {
 }
 
 /// The batches among the events, opened together.
-fn open_all(topic: &str, turn: &[Event]) -> Vec<Option<Checked>> {
+fn open_all(topic: &str, turn: &[Event], keys: &mut Keys) -> Vec<Option<Checked>> {
     let data: Vec<Option<&[u8]>> = turn
         .iter()
         .map(|event| match event {
@@ -84,7 +85,7 @@ fn open_all(topic: &str, turn: &[Event]) -> Vec<Option<Checked>> {
             _ => None,
         })
         .collect();
-    run::open(topic, &data)
+    run::open(topic, &data, keys)
 }
 
 struct Hearing<'a> {
@@ -92,6 +93,7 @@ struct Hearing<'a> {
     gossip: &'a Arc<Gossip>,
     shared: &'a Arc<Shared>,
     receiver: GossipReceiver,
+    keys: Keys,
     chains: Chains,
     began: Instant,
     /// When a neighbour's faults began, and how many there are.
@@ -114,7 +116,7 @@ impl Hearing<'_> {
             };
             let turn = self.gather(event);
             let busy = turn.len() >= TURN;
-            let opened = open_all(&shared.topic, &turn);
+            let opened = open_all(&shared.topic, &turn, &mut self.keys);
             for (event, opened) in turn.into_iter().zip(opened) {
                 self.hear(event, opened).await;
             }

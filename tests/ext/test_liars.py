@@ -1,7 +1,7 @@
 """A live swarm into which raw bytes are thrown: each kind of lie is counted by its name, and none of it is delivered.
 
 The liar is a member like any other, with its own key, that broadcasts what it likes (`Swarm.relay`). The batches are
-written out in test_batches.py. Not here: the rules by themselves (gossip_ext/tests/chain.rs, batch_faults.rs), and that
+written out in test_batches.py. Not here: the rules by themselves (gossip_ext/tests/pure/chains.rs, faults.rs), and that
 who goes on is shunned.
 """
 

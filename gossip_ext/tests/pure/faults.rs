@@ -1,18 +1,7 @@
-//! The pure codec of signed batches, what is refused: opening.rs and event.rs, taken by path as the library keeps them
-//! private.
+//! Signed batches, what is refused: opening.rs and event.rs.
 
-#![allow(dead_code, unused_imports)] // what of these files only others use
-
-#[path = "../src/batch.rs"]
-mod batch;
-mod batches;
-#[path = "../src/event.rs"]
-mod event;
-#[path = "../src/opening.rs"]
-mod opening;
-
-use batch::{Builder, Fault, Item, MAX_SEQ, Push, epoch_text, open};
-use batches::*;
+use crate::batch::{self, Builder, Fault, Item, MAX_SEQ, Push, epoch_text, open};
+use crate::batches::*;
 
 /// What would have a reader take an event for another: another topic's, author's, epoch's, number's.
 #[test]

@@ -1,15 +1,6 @@
-//! The files of the library that know neither pyo3 nor iroh, by path: their own unit tests run here, without a second build
-//! of the whole library for tests. And the corpora of the decoder of frames, which `make fuzz` adds to, are replayed.
+//! The corpora of the decoder of frames (frame.rs), which `make fuzz` adds to, are replayed.
 
-#![allow(dead_code)] // what of these files only the library uses
-
-#[path = "../fuzz/check.rs"]
-mod check;
-#[path = "../src/frame.rs"]
-mod frame;
-#[path = "../src/outbox.rs"]
-mod outbox;
-
+use crate::check;
 use std::fs;
 use std::path::Path;
 

@@ -1,22 +1,11 @@
-//! What a swarm remembers of batches: chain.rs, taken by path as the library keeps it private.
-
-#![allow(dead_code, unused_imports)] // what of these files only the library uses
-
-#[path = "../src/batch.rs"]
-mod batch;
-#[path = "../src/chain.rs"]
-mod chain;
-#[path = "../src/event.rs"]
-mod event;
-#[path = "../src/opening.rs"]
-mod opening;
+//! What a swarm remembers of batches: chain.rs.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
-use batch::{Builder, Header, Kind, MAX_SEQ, Push};
-use chain::Verdict::{BadChain, New, OverRate, Stale};
-use chain::{BURST, CHAINS, Chains, EPOCHS, FORGET, HEADS, OutChains, RATE, SPANS, Verdict};
+use crate::batch::{self, Builder, Header, Kind, MAX_SEQ, Push};
+use crate::chain::Verdict::{BadChain, New, OverRate, Stale};
+use crate::chain::{BURST, CHAINS, Chains, EPOCHS, FORGET, HEADS, OutChains, RATE, SPANS, Verdict};
 use iroh::{PublicKey, SecretKey};
 
 const NONE: [u8; 32] = [0; 32];

@@ -1,11 +1,8 @@
-//! When a batch is held: pace.rs, taken by path as the library keeps it private.
-
-#[path = "../src/pace.rs"]
-mod pace;
+//! When a batch is held: pace.rs.
 
 use std::time::Duration;
 
-use pace::{HOLD, Pace};
+use crate::pace::{HOLD, Pace};
 
 const MS: Duration = Duration::from_millis(1);
 

@@ -1,18 +1,9 @@
-//! The pure codec of signed batches, what is sent and comes back: batch.rs, opening.rs, event.rs, taken by path as the
-//! library keeps them private.
+//! Signed batches, what is sent and comes back: batch.rs, opening.rs, event.rs.
 
-#![allow(dead_code, unused_imports)] // what of these files only others use
-
-#[path = "../src/batch.rs"]
-mod batch;
-mod batches;
-#[path = "../src/event.rs"]
-mod event;
-#[path = "../src/opening.rs"]
-mod opening;
-
-use batch::{Builder, Fault, Header, Item, Kind, MAX_SEQ, Push, epoch_of, epoch_text, open};
-use batches::*;
+use crate::batch::{
+    self, Builder, Fault, Header, Item, Kind, MAX_SEQ, Push, epoch_of, epoch_text, open,
+};
+use crate::batches::*;
 
 #[test]
 fn a_batch_comes_back_as_it_was() {

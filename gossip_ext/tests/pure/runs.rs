@@ -1,21 +1,10 @@
-//! Batches opened together: one signature answers for the chain before it, and for nobody else's. Taken by path, as in
-//! batch.rs.
+//! Batches opened together (run.rs): one signature answers for the chain before it, and for nobody else's.
 
-#![allow(dead_code, unused_imports)] // what of these files only others use
-
-#[path = "../src/batch.rs"]
-mod batch;
-mod batches;
-#[path = "../src/event.rs"]
-mod event;
-#[path = "../src/opening.rs"]
-mod opening;
-#[path = "../src/run.rs"]
-mod run;
-
-use batch::{Builder, Fault, hash};
-use batches::*;
+use crate::batch::{self, Builder, Fault, Keys, Push, hash};
+use crate::batches::*;
+use crate::run;
 use bytes::Bytes;
+use iroh::{PublicKey, SecretKey};
 
 /// `count` batches of one event each, every one naming the one before.
 fn chain(count: u64) -> Vec<Bytes> {
@@ -33,7 +22,9 @@ fn chain(count: u64) -> Vec<Bytes> {
 /// What each of them is: its first number, or a fault.
 fn opened(run: &[&[u8]]) -> Vec<Result<u64, Fault>> {
     let run: Vec<_> = run.iter().map(|data| Some(*data)).collect();
-    let checked = run::open(TOPIC, &run).into_iter().map(Option::unwrap);
+    let checked = run::open(TOPIC, &run, &mut Keys::default())
+        .into_iter()
+        .map(Option::unwrap);
     let first = |one: run::Checked| one.opened.map(|opened| opened.header.first);
     checked.map(first).collect()
 }
@@ -60,6 +51,7 @@ fn what_is_no_batch_keeps_its_place() {
     let checked = run::open(
         TOPIC,
         &[None, Some(&chain[0]), None, Some(b"x"), Some(&chain[1])],
+        &mut Keys::default(),
     );
     let there: Vec<_> = checked.iter().map(Option::is_some).collect();
     assert_eq!(there, [false, true, false, true, true]);
@@ -104,4 +96,35 @@ fn a_signature_that_was_vouched_for_is_not_looked_at() {
     builder.push(event(2, "1").as_bytes());
     let second = builder.finish(&secret(1), hash(&first));
     assert_eq!(opened(&[&first, &second]), [Ok(1), Ok(2)]);
+}
+
+/// A batch of one event of somebody's own.
+fn lone(number: u16) -> (PublicKey, Bytes) {
+    let mut bytes = [0; 32];
+    bytes[..2].copy_from_slice(&number.to_be_bytes());
+    let (secret, epoch) = (SecretKey::from_bytes(&bytes), batch::epoch_text(EPOCH));
+    let author = secret.public();
+    let mut builder = Builder::new(TOPIC, author, EPOCH, 1, 1, LIMIT).unwrap();
+    let meta = format!(r#"{{"author":"{author}","epoch":"{epoch}","seq":1}}"#);
+    let event = format!(r#"{{"type":"{TOPIC}","detail":1,"meta":{meta}}}"#);
+    assert_eq!(builder.push(event.as_bytes()), Push::Added);
+    (author, builder.finish(&secret, [0; 32]))
+}
+
+#[test]
+fn a_key_that_is_remembered_or_forgotten_checks_the_same() {
+    let mut keys = Keys::default();
+    for _ in 0..2 {
+        for number in 0..300 {
+            // More signers than are remembered.
+            let (author, data) = lone(number);
+            let mut opened = |data: &[u8]| {
+                let checked = run::open(TOPIC, &[Some(data)], &mut keys).pop().unwrap();
+                checked.unwrap().opened.map(|opened| opened.header)
+            };
+            let header = opened(&data).unwrap();
+            assert_eq!((header.signer, header.author), (author, author));
+            assert_eq!(opened(&unsigned(&data)), Err(Fault::BadSignature));
+        }
+    }
 }

@@ -1,10 +1,7 @@
-//! Tokens: whose word counts, and for whom. The file of the library by path, as in pure.rs.
+//! Tokens (token.rs): whose word counts, and for whom.
 
-#[path = "../src/token.rs"]
-mod token;
-
+use crate::token::{prober, sponsor, vouch};
 use iroh::SecretKey;
-use token::{prober, sponsor, vouch};
 
 fn key(byte: u8) -> SecretKey {
     SecretKey::from_bytes(&[byte; 32])
