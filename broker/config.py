@@ -40,7 +40,7 @@ from broker.config_values import (
 )
 from broker.errors import ConfigError
 from broker.protocol.registration import MAX_OPERATIONS
-from broker.protocol.ticket import MAX_RELAYS
+from broker.protocol.ticket import MAX_RELAYS, REALM_BYTES
 from broker.toml_lines import key_lines
 
 __all__ = [
@@ -136,7 +136,7 @@ class GossipConfig(Table):
 
     enabled: bool = True
     """Without it every topic goes by stream, and nobody may gossip with this hub."""
-    message_bytes: Annotated[int, Field(ge=512, le=65_536)] = 32 * KIB
+    message_bytes: Annotated[int, Field(ge=512, le=65_536)] = REALM_BYTES
     """The largest gossip message, the same at every hub of the realm. A larger event is fetched by stream. A large one
     holds a flood's events at a price of one; a lone event is a message of its own size."""
 

@@ -93,6 +93,8 @@ def decode_batch(frames: list[bytes], into: type[M]) -> list[M]:
         values = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise _unreadable(text, error) from None
+    if len(values) != len(frames):  # else the numbers of the rest would be wrong
+        raise FrameError(f"{len(frames)} events of a batch read as {len(values)}", close_code=CloseCode.BAD_JSON)
     if max(map(len, frames), default=0) > 2 * MAX_NESTING:
         for value in values:
             _check_nesting(value)

@@ -21,7 +21,7 @@ import orjson
 
 from broker.errors import TicketError
 
-__all__ = ["MAX_ADDRS", "MAX_RELAYS", "MAX_TICKET", "MESSAGE_BYTES", "Ticket"]
+__all__ = ["MAX_ADDRS", "MAX_RELAYS", "MAX_TICKET", "MESSAGE_BYTES", "REALM_BYTES", "Ticket"]
 
 PREFIX: Final = "hub1"
 VERSION: Final = 1
@@ -37,6 +37,8 @@ MAX_TEXT: Final = 256
 """One address, relay URL or secret."""
 MESSAGE_BYTES: Final = 4_096
 """Of a gossip message, where a ticket says nothing of it: iroh-gossip's own default."""
+REALM_BYTES: Final = 32_768
+"""The same in a realm that was not told otherwise; its tickets say so."""
 LEAST_MESSAGE, MOST_MESSAGE = 512, 65_536
 """Bytes of a gossip message."""
 

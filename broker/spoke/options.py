@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.protocol.ticket import MESSAGE_BYTES, Ticket
+from broker.protocol.ticket import MESSAGE_BYTES, REALM_BYTES, Ticket
 
 __all__ = ["SpokeOptions"]
 
@@ -42,7 +42,8 @@ class SpokeOptions:
     """Takes introductions: other spokes that may call something here then do so over a connection of their own. None:
     if it accepts or gossips, which opens its door anyway. `Spoke.direct` asks for one whatever this says."""
     gossip_message_bytes: int | None = None
-    """The same in the whole realm. None: what the ticket says, or else 4,096."""
+    """The same in the whole realm. None: what the ticket says (4,096 if nothing); 32,768 for a spoke without a ticket,
+    which a hub dials."""
     relays: tuple[str, ...] = ()
     """URLs of relays to be reachable through, beside those of the ticket, which are used by themselves."""
     relay_ca: Path | str | None = None
@@ -51,9 +52,9 @@ class SpokeOptions:
     """A subscription's queue: from here on its policy applies."""
 
     def message_bytes(self, ticket: Ticket | None) -> int:
-        """The size of gossip messages in the realm of this ticket."""
-        told = None if ticket is None else ticket.message_bytes
-        return self.gossip_message_bytes or told or MESSAGE_BYTES
+        """The size of gossip messages in the realm of this ticket, or of the hub that is still to come."""
+        told = REALM_BYTES if ticket is None else ticket.message_bytes or MESSAGE_BYTES
+        return self.gossip_message_bytes or told
 
     @property
     def introduced(self) -> bool:

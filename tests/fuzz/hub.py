@@ -196,7 +196,8 @@ class Play:
         self.router.swarms._tick()
 
     def _gossips(self) -> None:
-        """Something from a swarm: the extension has checked the signature, and nothing else."""
+        """Something from a swarm: the extension has checked the signature, and that each event says what its batch says
+        of it, if it is JSON."""
         if not self.endpoint.swarms:
             return
         swarm, script = self.script.one(list(self.endpoint.swarms.values())), self.script
@@ -214,10 +215,10 @@ class Play:
                 self.router.swarms.gossiped(swarm.id, author, epoch, first, frames)
 
     def _gossiped(self, topic: str, author: str, epoch: str, seq: int) -> Frame:
-        choice = self.script.byte()
+        choice, frame = self.script.byte(), event(topic, {"by": author}, author, epoch, seq)
         if choice < 16:
-            return (9, bytes(32)) if choice < 12 else self.peers.message(0, author)
-        return event(topic, {"by": author}, author, epoch, seq)
+            return (9, bytes(32)) if choice < 12 else frame.replace(b'"by"', b"by", 1)
+        return frame
 
     def settle(self) -> None:
         """The end of a batch."""

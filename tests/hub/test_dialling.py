@@ -49,6 +49,8 @@ async def test_a_dialled_spoke_registers_answers_publishes_and_hears_like_any_ot
         await app.wait_connected(PATIENCE)
         await app.call("hub.topics")
         await caller.call("hub.topics")
+        gossips = {one.node_id: hub.router.swarms.members.gossips(one.peer) for one in hub.router.sessions.values()}
+        assert gossips == {app.node_id: True, caller.node_id: True}, "without a ticket it takes the usual message size"
         assert await caller.call("t.echo", {"text": "x"}) == "x"
         await caller.publish("to.it", 1)
         await app.publish("from.it", 2)

@@ -12,7 +12,7 @@ from tests.hub.test_swarms_access import GOSSIP
 from tests.rig import Numbers, a_hub, until
 from tests.spoke.swarming import TOPIC, reading, swarm_of
 
-LARGE = "x" * 5_000
+LARGE = "x" * 40_000
 
 
 async def named(x: GossipPeer, first: int = 1) -> None:
@@ -24,7 +24,7 @@ async def test_a_hub_takes_the_event_that_was_named_and_no_other() -> None:
     async with a_hub(**GOSSIP) as hub, gossipers(hub, "x", "y", want=True) as (x, y):
         await named(x)
         await until(lambda: hub.router.swarms.by_topic["a"].named.known)
-        x.raw(event(x.node_id, 1, "y" * 5_000), lane=ext.TOPICS)
+        x.raw(event(x.node_id, 1, "y" * 40_000), lane=ext.TOPICS)
         complaint = await x.hears("hub.error", code="VALIDATION_ERROR")
         assert complaint["message"] == "event 1 is not the one that its author's batch names by its hash"
         assert (await x.hears("topic.repair"))["from"] == 1, "it is asked for again"
@@ -40,7 +40,7 @@ async def test_a_hub_takes_the_event_that_was_named_and_no_other() -> None:
 async def test_a_spoke_takes_the_event_that_was_named_and_no_other() -> None:
     async with swarm_of(1) as (hub, (b,)), gossipers(hub, "x", topic=TOPIC, want=True) as (x,), reading(b) as rb:
         await until(lambda: b._swarms.members(TOPIC))
-        right, wrong = (event(x.node_id, 1, one * 5_000, topic=TOPIC) for one in "xy")
+        right, wrong = (event(x.node_id, 1, one * 40_000, topic=TOPIC) for one in "xy")
         assert x.swarms[TOPIC].publish(EPOCH, 1, [right])
         await until(lambda: b._link.named.known)
         assert b._link._conn is not None

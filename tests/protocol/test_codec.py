@@ -241,3 +241,10 @@ def test_of_a_batch_with_one_that_is_unreadable_nothing_is_read(detail: bytes) -
         with pytest.raises(FrameError) as caught:
             decode_batch(frames, Event)
         assert caught.value.close_code == alone.value.close_code
+
+
+def test_of_a_batch_whose_frames_are_not_one_message_each_nothing_is_read() -> None:
+    one, two = encode("a", 1, {"seq": 1}), encode("a", 2, {"seq": 2})
+    for frames in ([one + b"," + two], [one + b"," + two, one], [one[:-1], two[1:]]):
+        with pytest.raises(FrameError):
+            decode_batch(frames, Event)

@@ -31,7 +31,7 @@ from broker.hub.metrics import HubMetrics
 from broker.hub.realm import Realm
 from broker.hub.router import Router
 from broker.protocol.calls import CallTable, Effect, Ended
-from broker.protocol.ticket import Ticket
+from broker.protocol.ticket import MESSAGE_BYTES, Ticket
 from tests.sim.asks import Asks
 from tests.sim.endpoint import SimEndpoint
 from tests.sim.gossip import Gossip
@@ -68,7 +68,7 @@ def config(rings: Rings, scopes: Mapping[str, ScopeConfig], nodes: Mapping[str, 
             "calls": CallsConfig(),
             "limits": LimitsConfig(),
             "metrics": MetricsConfig(),
-            "gossip": GossipConfig(enabled=rings.gossips),
+            "gossip": GossipConfig(enabled=rings.gossips, message_bytes=MESSAGE_BYTES),  # its spokes name none
         }
     )
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import orjson
 import pytest
 
+from broker import SpokeOptions, connect
 from broker import _gossip_ext as ext
-from broker import connect
+from broker.config import GossipConfig
 from broker.errors import TopicError
+from broker.protocol.ticket import Ticket
 from tests.hub.gossips import GossipPeer
 from tests.rig import FAST, PATIENCE, Numbers, a_hub, cut, spokes, until
 from tests.spoke.swarming import NO_GOSSIP, TOPIC, hear_again, publish, reading, sent, stop_hearing, swarm_of
@@ -261,6 +264,14 @@ async def test_what_the_hub_does_not_take_from_the_swarm_goes_to_it_by_stream(mo
         for reader in (rb, rc):
             await reader.has(range(900))
             assert reader.events.verdicts[0].lost == ()
+
+
+def test_who_has_no_ticket_takes_the_size_of_a_hub_that_was_not_told_otherwise() -> None:
+    options, place = SpokeOptions(), Ticket("a" * 64)
+    assert options.message_bytes(None) == GossipConfig().message_bytes == 32_768
+    assert options.message_bytes(place) == 4_096, "a ticket that says nothing is from before there was another size"
+    assert options.message_bytes(replace(place, message_bytes=8_192)) == 8_192
+    assert SpokeOptions(gossip_message_bytes=1_024).message_bytes(place) == 1_024
 
 
 async def test_the_size_of_messages_is_the_tickets() -> None:
