@@ -87,7 +87,7 @@ def decode(frame: bytes, into: type[Message] = Message) -> Message:
 def decode_batch(frames: list[bytes], into: type[M]) -> list[M]:
     """The messages of a signed batch's events, read as one JSON text, which costs two thirds of reading each. Only for
     frames of which the extension has seen that each, if it is JSON, is one object with a type and an object as meta
-    (gossip_ext/src/event.rs). FrameError 19 to 22 when one is no JSON, or too nested."""
+    (gossip_ext/src/event.rs). FrameError 19 or 20 when one is no JSON, or too nested."""
     text = b"[%b]" % b",".join(frames)
     try:
         values = orjson.loads(text)

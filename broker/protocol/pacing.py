@@ -23,7 +23,7 @@ from broker.protocol.routing import Peer
 __all__ = ["FIRST", "LEAST", "LOOK", "MOST", "QUANTUM", "REPORT", "SEQUENCES", "Key", "Pacing"]
 
 FIRST: Final = 512
-"""Events: at 256 B, 35 messages of 4 KiB, well within the 256 slots of a gossip topic."""
+"""Events: at 256 B, 35 messages of 4 KiB or 5 of 32, well within the 256 slots of a gossip topic."""
 LEAST: Final = 64
 """A few messages: enough that a round trip of 10 ms still allows some thousand events a second."""
 MOST: Final = 4_096

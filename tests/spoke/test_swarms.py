@@ -275,7 +275,7 @@ def test_who_has_no_ticket_takes_the_size_of_a_hub_that_was_not_told_otherwise()
 
 
 async def test_the_size_of_messages_is_the_tickets() -> None:
-    """Nobody tells the spokes of it but the ticket, and a message of twice the default size arrives by gossip."""
+    """Nobody tells the spokes of it but the ticket; a message that is too large without its word arrives by gossip."""
     async with swarm_of(2, gossip={"message_bytes": 8_192}) as (hub, (one, two)), reading(two) as theirs:
         await publish(one, ["x" * 6_000])
         await theirs.has(["x" * 6_000])
