@@ -266,6 +266,9 @@ class Endpoint:
         """From now on this connection's frames are counted (ConnectionStats.frames_received) and dropped: a native
         subscriber for measurements."""
 
+    def write_at_once(self, conn: int) -> None:
+        """The peer takes any number of small writes unread: they are not gathered for 5 ms when it sends nothing."""
+
     def stats(self, conn: int) -> ConnectionStats | None:
         """None when the connection is gone."""
 

@@ -33,7 +33,7 @@ class NativeReader:
 
     def opened(self, conn: int, node_id: str, incoming: bool, token: int) -> None:
         self._conn = conn
-        registration = {"operations": [], "protocol": 1, "name": "bench counts", "capabilities": []}
+        registration = {"operations": [], "protocol": 1, "name": "bench counts", "capabilities": ["topic.ack"]}
         # The call's answer comes after the hub has seen the subscription.
         call = {"requestId": "ready", "operationId": "hub.topics", "input": None}
         hello = [

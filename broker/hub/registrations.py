@@ -40,6 +40,8 @@ class Registrations:
             self._router.close(session.peer, CloseCode.NOT_ADMITTED, why)
             return
         session.registered = True
+        if session.registration.capabilities:
+            self._router.endpoint.write_at_once(session.peer)  # none of upstream's kind on PyPI's iroh
         self.hello(session)
         self.offer(session)
         self._router.links.tell_spoke(session)

@@ -122,6 +122,8 @@ pub struct Link {
     pub inbox: Arc<InboxShare>,
     /// Frames are counted and dropped.
     pub count_only: AtomicBool,
+    /// The peer takes any number of small writes.
+    pub at_once: AtomicBool,
     /// Frames read.
     pub frames_in: Counter,
     /// Frames handed to QUIC.
@@ -164,6 +166,7 @@ impl Link {
             quic,
             inbox: Arc::new(InboxShare::new(bounds.inbox)),
             count_only: AtomicBool::new(false),
+            at_once: AtomicBool::new(false),
             frames_in: Counter::default(),
             frames_out: Counter::default(),
             congestion: AtomicU64::new(0),

@@ -366,6 +366,12 @@ impl Endpoint {
         }
     }
 
+    fn write_at_once(&self, conn: u64) {
+        if let Some(link) = self.core.link(conn) {
+            link.at_once.store(true, Ordering::Relaxed);
+        }
+    }
+
     fn stats(&self, conn: u64) -> Option<ConnectionStats> {
         self.core
             .link(conn)

@@ -15,6 +15,7 @@ use crate::connection::Link;
 use crate::frame::Decoder;
 use crate::hub::Core;
 use crate::inbox::{FRAME_COST, Item};
+use crate::pace::Unread;
 
 /// Pieces of the stream taken in one read, a packet's payload each: about 150 KiB, a tenth of the stream's window.
 const PIECES: usize = 128;
@@ -206,7 +207,16 @@ async fn datagrams(core: &Core, link: &Arc<Link>) {
 }
 
 async fn write(core: Arc<Core>, link: Arc<Link>, mut send: SendStream) {
+    let (began, mut unread) = (Instant::now(), Unread::default());
     loop {
+        if !link.at_once.load(Ordering::Relaxed) {
+            let queued = link.outbox().queued().0;
+            if queued > 0
+                && let Some(pause) = unread.wait(began.elapsed(), queued)
+            {
+                tokio::time::sleep(pause).await;
+            }
+        }
         let (batch, closing) = {
             let mut outbox = link.outbox();
             (outbox.take(), outbox.closing)
@@ -218,6 +228,7 @@ async fn write(core: Arc<Core>, link: Arc<Link>, mut send: SendStream) {
                     link.set_gone();
                     return;
                 }
+                unread.wrote(began.elapsed(), link.frames_in.get());
                 link.frames_out.add(batch.frames());
                 core.counters.frames_out.add(batch.frames());
                 core.counters.bytes_out.add(batch.bytes());

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker.targets import (
+    CLOSE,
     DRAIN,
     Event,
     IrohConnection,
@@ -68,11 +69,12 @@ class Ear:
 
 
 async def dispatch(target: Target, event: Event) -> None:
-    """Dispatches, and waits for room as often as it is refused."""
+    """Dispatches, and waits for room as often as it is refused. Raises what the target does after its end."""
     while not target.dispatch_event(event):
-        ear = Ear(target, DRAIN)
+        ear = Ear(target, DRAIN, CLOSE)
         await ear.hears()
         target.remove_event_listener(DRAIN, ear)
+        target.remove_event_listener(CLOSE, ear)
 
 
 @asynccontextmanager

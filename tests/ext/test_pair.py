@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from broker import _gossip_ext as ext
 from broker.errors import BindError, Closed, EventTooLarge
-from tests.ext.pair import Node, connect, hub, node, wait_until
+from tests.ext.pair import PATIENCE, Node, connect, hub, node, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -229,6 +230,27 @@ def test_count_only() -> None:
         h.endpoint.send(far, [b"x"] * 1000, ext.TOPICS)
         wait_until(lambda: (s.endpoint.stats(near) or pytest.fail("gone")).frames_received == 1000)
         assert not s.endpoint.pending()
+
+
+def test_small_writes_that_nothing_answers_are_held_back_unless_the_peer_takes_them() -> None:
+    with hub() as h, node() as s:
+        near, far = connect(s, h)
+        s.endpoint.count_only(near)
+
+        def write(count: int) -> float:
+            began = time.monotonic()
+            for _ in range(count):
+                h.endpoint.send(far, [b"x"])
+                while (h.endpoint.stats(far) or pytest.fail("gone")).queued_bytes > 0:
+                    assert time.monotonic() - began < PATIENCE
+                    time.sleep(0)
+            return time.monotonic() - began
+
+        held = write(256 + 200)
+        assert held >= 199 * 0.005
+        h.endpoint.write_at_once(far)
+        assert write(256 + 200) < held
+        h.endpoint.write_at_once(999)
 
 
 def test_a_port_in_use_is_named() -> None:

@@ -108,6 +108,9 @@ class FakeEndpoint:
     def queued(self) -> list[tuple[int, int]]:
         return []
 
+    def write_at_once(self, conn: int) -> None:
+        assert conn in self.live
+
     def addrs(self) -> list[str]:
         return []
 

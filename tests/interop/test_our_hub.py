@@ -4,7 +4,9 @@ promises it."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -179,3 +181,48 @@ async def test_what_the_hub_takes_ill_does_not_end_the_connection(hub: Hub, ours
             complaint = [message for message in peer.received if message["type"] == "hub.error"][-1]
             assert (complaint["detail"]["code"], complaint["detail"]["about"]) == (code, type)
         assert (await peer.call("hub.topics", {}))["type"] == "call.responded"
+
+
+FLOOD = 3_000
+FLOODING = f"""
+import asyncio
+from broker import Hub, HubConfig, connect
+
+async def main():
+    async with Hub(HubConfig(open=True, bind="127.0.0.1:0", http="")) as hub, connect(hub.ticket) as author:
+        print(hub.ticket, flush=True)
+        await asyncio.to_thread(input)
+        for i in range({FLOOD}):
+            await author.publish("our.events", i)
+            await asyncio.sleep(0.0002)
+        print("published", flush=True)
+        await asyncio.to_thread(input)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def flooding() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", FLOODING]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        yield process
+        process.communicate("\n", timeout=PATIENCE)
+    assert process.returncode == 0
+
+
+async def test_a_flood_that_it_does_not_read_at_once_does_not_end_its_connection(
+    flooding: subprocess.Popen[str],
+) -> None:
+    """The flood is of another process, and nothing is read until it is over: small writes, all of them unread."""
+    assert flooding.stdin is not None
+    assert flooding.stdout is not None
+    ticket = Ticket.decode(flooding.stdout.readline().strip())
+    async with foreign_spoke(ticket.node_id, list(ticket.addrs)) as peer, asyncio.timeout(2 * PATIENCE):
+        await peer.hears_type("hub.register")
+        await peer.send("__subscribe", {"topics": ["our.events"]})
+        await peer.call("hub.topics", {})
+        flooding.stdin.write("\n")
+        assert flooding.stdout.readline() == "published\n"  # the loop stands still meanwhile
+        events = await peer.hears_type("our.events", FLOOD)
+        assert [event["detail"] for event in events] == list(range(FLOOD))

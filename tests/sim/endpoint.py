@@ -101,6 +101,9 @@ class SimEndpoint:
     def counters(self) -> dict[str, int]:
         return {}
 
+    def write_at_once(self, conn: int) -> None:
+        """It writes in no other way."""
+
     # -- gossip
 
     def learn(self, node_id: str, addrs: Sequence[str], relay_urls: Sequence[str] = ()) -> None:

@@ -1,8 +1,8 @@
-//! When a batch is held: pace.rs.
+//! When a batch or a write is held: pace.rs.
 
 use std::time::Duration;
 
-use crate::pace::{HOLD, Pace};
+use crate::pace::{HOLD, Pace, UNREAD_WRITES, Unread};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -69,4 +69,38 @@ fn a_stream_of_events_goes_in_batches() {
     assert!(batches <= 1_000 / 5 + 1, "{batches}");
     let (_, batches) = publish(1_000, MS / 10, |_| Duration::ZERO);
     assert!(batches <= 1_000 / 50 + 1, "{batches}");
+}
+
+/// Writes `bytes` every `apart` for `time` to a peer that reads nothing, and returns how many writes that made.
+fn write(apart: Duration, time: Duration, bytes: usize) -> u32 {
+    let mut unread = Unread::default();
+    let (mut now, mut writes) = (Duration::ZERO, 0);
+    while now < time {
+        now += unread.wait(now, bytes).unwrap_or_default();
+        unread.wrote(now, 0);
+        writes += 1;
+        now += apart;
+    }
+    writes
+}
+
+#[test]
+fn a_peer_that_reads_nothing_is_not_written_many_small_pieces() {
+    let writes = write(MS / 50, Duration::from_secs(8), 50);
+    assert!(writes > UNREAD_WRITES && writes < 2_000, "{writes}");
+}
+
+#[test]
+fn large_writes_and_rare_ones_are_not_held_back() {
+    assert_eq!(write(MS / 50, MS * 20, 16 * 1024), 1_000);
+    assert_eq!(write(MS * 5, MS * 5_000, 50), 1_000);
+}
+
+#[test]
+fn who_sends_something_is_written_to_at_once() {
+    let mut unread = Unread::default();
+    for number in 0..10_000 {
+        assert_eq!(unread.wait(Duration::ZERO, 50), None, "{number}");
+        unread.wrote(Duration::ZERO, u64::from(number / UNREAD_WRITES));
+    }
 }
