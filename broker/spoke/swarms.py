@@ -14,7 +14,8 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final
 
 from broker.errors import Closed, ConnectError, FrameError, TopicError
 from broker.events import Event
@@ -43,15 +44,19 @@ GAP_PATIENCE: Final = (0.25, 0.5)
 missed in 0.2 s (gossip.rs), and a thousand spokes that miss the same one should not ask at once."""
 NOW: Final = ("neighbours", "queued_events", "kept_bytes")
 """Counters of a swarm that are no totals."""
+HEARD_EVERY: Final = 0.25
+"""Seconds between two words to a machine that its swarm is heard: it reckons in seconds, and events come faster."""
 JOIN_TIMEOUT: Final = 10.0
 """Seconds that a program waits for a swarm that it wants."""
 
 
-class _Handle(NamedTuple):
-    """What an inbox item's swarm is."""
+@dataclass(slots=True)
+class _Handle:
+    """What an inbox item's swarm is, and when its topic's machine was last told that it is heard."""
 
     topic: SwarmTopic
     id: str
+    told_at: float = float("-inf")
 
 
 class Swarms:
@@ -204,7 +209,7 @@ class Swarms:
     def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, frames: list[Frame]) -> None:
         if (handle := self._handles.get(swarm)) is not None:
             self.take(handle.topic.name, author, epoch, first_seq, frames)
-            self._handle(handle.topic, m.Heard(handle.id))
+            self._heard(handle)
 
     def headed(self, swarm: int, author: str, epoch: str, seq: int) -> None:
         if (handle := self._handles.get(swarm)) is None:
@@ -215,7 +220,13 @@ class Swarms:
             return
         heard = topic.heard(author, epoch, seq, time.monotonic())
         self._subscriptions.on_swarm_head(topic.name, author, epoch, seq, heard.first)
-        self._handle(topic, m.Heard(handle.id))
+        self._heard(handle)
+
+    def _heard(self, handle: _Handle) -> None:
+        now = time.monotonic()
+        if now >= handle.told_at + HEARD_EVERY:
+            handle.told_at = now
+            self._handle(handle.topic, m.Heard(handle.id))
 
     def lagged(self, swarm: int) -> None:
         """What is gone shows by its numbers, and the swarm counts how often; the hub is told, for its pacing."""

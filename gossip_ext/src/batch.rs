@@ -16,7 +16,7 @@ use iroh::{PublicKey, SecretKey};
 
 use crate::event::Template;
 
-pub use crate::opening::{Fault, Item, Keys, Opened, open, open_vouched};
+pub use crate::opening::{Fault, Item, Memory, Opened, open, open_vouched};
 
 pub(crate) const VERSION: u8 = 1;
 pub(crate) const CONTEXT: &[u8] = b"iroh-broker batch v1\0";

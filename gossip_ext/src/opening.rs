@@ -1,7 +1,7 @@
 //! Opens signed batches (batch.rs has their layout): layout, topic, signature, and that every event is the one that
 //! its batch says. Pure: no pyo3 or tokio, no clock. Not here: who may sign for whom, duplicates and rates.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use ed25519_dalek::{Signature, VerifyingKey};
@@ -80,48 +80,70 @@ pub struct Opened {
     pub items: Vec<Item>,
 }
 
-/// Keys that a [`Keys`] remembers, of 200 bytes each: more authors than speak at the same time in one topic.
+/// Keys that a [`Memory`] has ready, of 200 bytes each: more authors than speak at the same time.
 const KEYS: usize = 256;
 
-/// Public keys, made ready to check signatures with, which takes a tenth of a check each time; a batch needs its signer's
-/// twice and its author's once.
-#[derive(Debug, Default)]
-pub struct Keys(HashMap<[u8; HASH], VerifyingKey>);
+/// Batches whose signature a [`Memory`] knows to hold, and as many older ones: what is under way in all swarms of a process.
+const HELD: usize = 512;
 
-impl Keys {
+/// What is known of signatures. One for all swarms of a process: its spokes hear the same batches.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Public keys, made ready to check signatures with, which takes a tenth of a check each time; a batch needs its
+    /// signer's twice and its author's once.
+    keys: HashMap<[u8; HASH], VerifyingKey>,
+    /// Hashes of whole batches, signature and all: whoever brings the same bytes brings the same answer.
+    held: HashSet<[u8; HASH]>,
+    older: HashSet<[u8; HASH]>,
+}
+
+impl Memory {
     /// `None` when these bytes are no key.
     fn ready(&mut self, bytes: [u8; HASH]) -> Option<VerifyingKey> {
-        if let Some(key) = self.0.get(&bytes) {
+        if let Some(key) = self.keys.get(&bytes) {
             return Some(*key);
         }
         let key = VerifyingKey::from_bytes(&bytes).ok()?;
-        if self.0.len() >= KEYS {
-            self.0.clear();
+        if self.keys.len() >= KEYS {
+            self.keys.clear();
         }
-        self.0.insert(bytes, key);
+        self.keys.insert(bytes, key);
         Some(key)
+    }
+
+    /// Whether the signature of a batch of this hash is known to hold.
+    pub fn holds(&self, hash: &[u8; HASH]) -> bool {
+        self.held.contains(hash) || self.older.contains(hash)
+    }
+
+    /// It does.
+    pub fn held(&mut self, hash: [u8; HASH]) {
+        if self.held.len() >= HELD {
+            self.older = std::mem::take(&mut self.held);
+        }
+        self.held.insert(hash);
     }
 }
 
 /// Opens a batch of `topic`. Total: whatever the bytes are, the answer is a batch or a fault. It allocates at most 64
 /// times the input's size (tiny events that leave much to the template), and 10 times before the signature was right.
 pub fn open(topic: &str, data: &[u8]) -> Result<Opened, Fault> {
-    open_vouched(topic, data, &mut Keys::default(), |_| false)
+    open_vouched(topic, data, &mut Memory::default(), |_| false)
 }
 
-/// The same, without a look at the signature when `vouched` says that the signer has vouched for these bytes another way:
-/// it has named their hash in a later batch whose signature was looked at.
+/// The same, without a look at the signature when `vouched` says that it is known to hold, or that the signer has vouched
+/// for these bytes another way: it has named their hash in a later batch whose signature was looked at.
 pub fn open_vouched(
     topic: &str,
     data: &[u8],
-    keys: &mut Keys,
+    memory: &mut Memory,
     vouched: impl FnOnce(&PublicKey) -> bool,
 ) -> Result<Opened, Fault> {
     let Some((body, signature)) = data.split_last_chunk::<SIGNATURE>() else {
         return Err(Fault::Malformed("it is cut short"));
     };
     let mut reader = Reader(body);
-    let (header, signer) = reader.header(keys)?;
+    let (header, signer) = reader.header(memory)?;
     if reader.topic()? != topic.as_bytes() {
         return Err(Fault::WrongTopic);
     }
@@ -210,13 +232,14 @@ impl<'a> Reader<'a> {
         Ok(u64::from_be_bytes(self.array()?))
     }
 
-    fn key(&mut self, keys: &mut Keys) -> Result<VerifyingKey, Fault> {
-        keys.ready(self.array()?)
+    fn key(&mut self, memory: &mut Memory) -> Result<VerifyingKey, Fault> {
+        memory
+            .ready(self.array()?)
             .ok_or(Fault::Malformed("its signer or author is no key"))
     }
 
     /// And the signer's key, ready.
-    fn header(&mut self, keys: &mut Keys) -> Result<(Header, VerifyingKey), Fault> {
+    fn header(&mut self, memory: &mut Memory) -> Result<(Header, VerifyingKey), Fault> {
         if self.array()? != [VERSION] {
             return Err(Fault::Malformed("its version is not 1"));
         }
@@ -225,11 +248,11 @@ impl<'a> Reader<'a> {
             [1] => Kind::Head,
             _ => return Err(Fault::Malformed("its kind is unknown")),
         };
-        let signer = self.key(keys)?;
+        let signer = self.key(memory)?;
         let header = Header {
             kind,
             signer: PublicKey::from_verifying_key(signer),
-            author: PublicKey::from_verifying_key(self.key(keys)?),
+            author: PublicKey::from_verifying_key(self.key(memory)?),
             epoch: self.number()?,
             first: self.number()?,
             started: self.number()?,

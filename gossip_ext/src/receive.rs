@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use iroh_gossip::api::{Event, GossipReceiver, Message};
 use n0_future::Stream;
 use tokio::time::Instant;
 
-use crate::batch::{Fault, HASH, Header, Item, Keys, Kind, Opened};
+use crate::batch::{Fault, HASH, Header, Item, Kind, Memory, Opened};
 use crate::chain::{Chains, Verdict};
 use crate::gossip::Gossip;
 use crate::hub::Core;
@@ -39,6 +39,9 @@ const SUSPECTS: usize = 64;
 /// After an overrun the neighbours are asked anew, no more often than this.
 const RENEW: Duration = Duration::from_secs(1);
 
+/// Of all swarms of the process. The one thread of the runtime is who asks it.
+static MEMORY: LazyLock<Mutex<Memory>> = LazyLock::new(Mutex::default);
+
 /// How long a new subscription may take to name the neighbours that there are; iroh-gossip does so at once.
 const NAMING: Duration = Duration::from_millis(500);
 
@@ -54,7 +57,6 @@ pub async fn run(
         gossip,
         shared,
         receiver,
-        keys: Keys::default(),
         chains: Chains::default(),
         began: Instant::now(),
         suspects: HashMap::new(),
@@ -77,7 +79,7 @@ fn size(event: &Event) -> usize {
 }
 
 /// The batches among the events, opened together.
-fn open_all(topic: &str, turn: &[Event], keys: &mut Keys) -> Vec<Option<Checked>> {
+fn open_all(topic: &str, turn: &[Event]) -> Vec<Option<Checked>> {
     let data: Vec<Option<&[u8]>> = turn
         .iter()
         .map(|event| match event {
@@ -85,7 +87,8 @@ fn open_all(topic: &str, turn: &[Event], keys: &mut Keys) -> Vec<Option<Checked>
             _ => None,
         })
         .collect();
-    run::open(topic, &data, keys)
+    let mut memory = MEMORY.lock().unwrap_or_else(PoisonError::into_inner);
+    run::open(topic, &data, &mut memory)
 }
 
 struct Hearing<'a> {
@@ -93,7 +96,6 @@ struct Hearing<'a> {
     gossip: &'a Arc<Gossip>,
     shared: &'a Arc<Shared>,
     receiver: GossipReceiver,
-    keys: Keys,
     chains: Chains,
     began: Instant,
     /// When a neighbour's faults began, and how many there are.
@@ -116,7 +118,7 @@ impl Hearing<'_> {
             };
             let turn = self.gather(event);
             let busy = turn.len() >= TURN;
-            let opened = open_all(&shared.topic, &turn, &mut self.keys);
+            let opened = open_all(&shared.topic, &turn);
             for (event, opened) in turn.into_iter().zip(opened) {
                 self.hear(event, opened).await;
             }

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use crate::batch::{HASH, Keys, hash, open_vouched};
+use crate::batch::{HASH, Memory, hash, open_vouched};
 use crate::opening::{Fault, Opened};
 
 /// A message, opened, and its hash.
@@ -17,14 +17,16 @@ pub struct Checked {
 
 /// Opens each, the last first: a batch whose signature holds vouches for the one that it names as its signer's previous,
 /// at whose signature nobody needs to look then, and so on. Nobody can vouch for batches of another signer.
-pub fn open(topic: &str, run: &[Option<&[u8]>], keys: &mut Keys) -> Vec<Option<Checked>> {
+pub fn open(topic: &str, run: &[Option<&[u8]>], memory: &mut Memory) -> Vec<Option<Checked>> {
     let mut vouched = HashSet::new();
     let mut open_one = |data: &[u8]| {
         let hash = hash(data);
-        let opened = open_vouched(topic, data, keys, |signer| {
-            vouched.contains(&(*signer, hash))
+        let known = memory.holds(&hash);
+        let opened = open_vouched(topic, data, memory, |signer| {
+            known || vouched.contains(&(*signer, hash))
         });
         if let Ok(opened) = &opened {
+            memory.held(hash);
             vouched.insert((opened.header.signer, opened.header.previous));
         }
         Checked { opened, hash }

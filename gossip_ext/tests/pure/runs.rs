@@ -1,6 +1,6 @@
 //! Batches opened together (run.rs): one signature answers for the chain before it, and for nobody else's.
 
-use crate::batch::{self, Builder, Fault, Keys, Push, hash};
+use crate::batch::{self, Builder, Fault, Memory, Push, hash};
 use crate::batches::*;
 use crate::run;
 use bytes::Bytes;
@@ -22,7 +22,7 @@ fn chain(count: u64) -> Vec<Bytes> {
 /// What each of them is: its first number, or a fault.
 fn opened(run: &[&[u8]]) -> Vec<Result<u64, Fault>> {
     let run: Vec<_> = run.iter().map(|data| Some(*data)).collect();
-    let checked = run::open(TOPIC, &run, &mut Keys::default())
+    let checked = run::open(TOPIC, &run, &mut Memory::default())
         .into_iter()
         .map(Option::unwrap);
     let first = |one: run::Checked| one.opened.map(|opened| opened.header.first);
@@ -51,7 +51,7 @@ fn what_is_no_batch_keeps_its_place() {
     let checked = run::open(
         TOPIC,
         &[None, Some(&chain[0]), None, Some(b"x"), Some(&chain[1])],
-        &mut Keys::default(),
+        &mut Memory::default(),
     );
     let there: Vec<_> = checked.iter().map(Option::is_some).collect();
     assert_eq!(there, [false, true, false, true, true]);
@@ -113,13 +113,13 @@ fn lone(number: u16) -> (PublicKey, Bytes) {
 
 #[test]
 fn a_key_that_is_remembered_or_forgotten_checks_the_same() {
-    let mut keys = Keys::default();
+    let mut memory = Memory::default();
     for _ in 0..2 {
         for number in 0..300 {
             // More signers than are remembered.
             let (author, data) = lone(number);
             let mut opened = |data: &[u8]| {
-                let checked = run::open(TOPIC, &[Some(data)], &mut keys).pop().unwrap();
+                let checked = run::open(TOPIC, &[Some(data)], &mut memory).pop().unwrap();
                 checked.unwrap().opened.map(|opened| opened.header)
             };
             let header = opened(&data).unwrap();
@@ -127,4 +127,30 @@ fn a_key_that_is_remembered_or_forgotten_checks_the_same() {
             assert_eq!(opened(&unsigned(&data)), Err(Fault::BadSignature));
         }
     }
+}
+
+/// The bytes decide, and who brings them does not matter: so one check is enough for all spokes of a process.
+#[test]
+fn a_signature_that_is_known_to_hold_is_not_looked_at_until_that_is_forgotten() {
+    let mut memory = Memory::default();
+    let (author, data) = lone(1);
+    let other = unsigned(&data);
+    let open = |memory: &mut Memory, data: &[u8]| {
+        let checked = run::open(TOPIC, &[Some(data)], memory).pop().unwrap();
+        checked.unwrap().opened.map(|opened| opened.header.author)
+    };
+    for _ in 0..2 {
+        assert_eq!(open(&mut memory, &other), Err(Fault::BadSignature));
+    }
+    assert_eq!(open(&mut memory, &data), Ok(author));
+    assert!(memory.holds(&hash(&data)) && !memory.holds(&hash(&other)));
+    memory.held(hash(&other)); // a lie, to see that nobody looks
+    assert_eq!(open(&mut memory, &other), Ok(author));
+    let mut wrong_topic = run::open("another", &[Some(&other)], &mut memory);
+    let wrong_topic = wrong_topic.pop().unwrap().unwrap().opened;
+    assert_eq!(wrong_topic, Err(Fault::WrongTopic));
+    for number in 0..1_024_u64 {
+        memory.held(hash(&number.to_be_bytes()));
+    }
+    assert_eq!(open(&mut memory, &other), Err(Fault::BadSignature));
 }
