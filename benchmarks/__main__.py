@@ -76,15 +76,16 @@ def main(
         except BaseException:
             console.print((Path(directory) / "log").read_text()[-6000:], markup=False)
             raise
+        finally:
+            if keep:  # also what a run has told that is ended early: the file says which figures it has
+                RESULTS.mkdir(exist_ok=True)
+                stem = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-{keep}"
+                stem.with_suffix(".json").write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+                stem.with_suffix(".md").write_text(markdown(lines))
     table = Table("what", "goal", "reached", "ratio")
     for row in goals(lines):
         table.add_row(*row)
     console.print(table)
-    if keep:
-        RESULTS.mkdir(exist_ok=True)
-        stem = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-{keep}"
-        stem.with_suffix(".json").write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
-        stem.with_suffix(".md").write_text(markdown(lines))
 
 
 async def _measure(
