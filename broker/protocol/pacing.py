@@ -4,9 +4,11 @@ Rules:
 1. Ahead of the hub by a window. It falls to half at most once in `CALM`, when members were overrun, and grows by an
    eighth for each window that was acknowledged in quiet. That members ask for repairs says nothing of the pace: a swarm
    that looks for its tree brings some messages late at any.
-2. Ahead of the slowest member by `AHEAD`, or `REPORT` and three windows where those are less. Members say each `REPORT`
-   events how far they have heard a sequence. Who has never said so is not waited for. So queues stay short, wherever on
-   the way they are; the hub alone knows nothing of them, since it is mostly the first to hear.
+2. Ahead of the slowest member by what it hears in `QUEUE` seconds, between `LEAST_AHEAD` and `MOST`; by `REPORT` and
+   three windows where those are less. Members say each `REPORT` events how far they have heard a sequence. Who has
+   never said so is not waited for. So queues stay short, wherever on the way they are; the hub alone knows nothing of
+   them, since it is mostly the first to hear. How long an event was in them is how much later than the hub the slowest
+   member said to have heard it, less the least that this ever took, which is the way.
 3. A member is waited for as long as its patience. Time counts while an author is held up and the member is the slowest.
    It is given back as it hears more, all of it for `QUANTUM` events. Who has spent it is waited for no more until it is
    in sight of the newest again; what it misses it asks for.
@@ -16,11 +18,15 @@ Not here: who asks for repairs, who reports, and what a publisher does with its 
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from typing import Final
 
 from broker.protocol.routing import Peer
 
-__all__ = ["FIRST", "LEAST", "LOOK", "MOST", "QUANTUM", "REPORT", "SEQUENCES", "Key", "Pacing"]
+__all__ = [
+    "FIRST", "LEAST", "LEAST_AHEAD", "LOOK", "MARKS", "MOST", "QUANTUM", "QUEUE", "REPORT", "SEQUENCES", "Key", "Pacing"
+]  # fmt: skip
 
 FIRST: Final = 512
 """Events: at 256 B, 35 messages of 4 KiB or 5 of 32, well within the 256 slots of a gossip topic."""
@@ -33,8 +39,13 @@ CALM: Final = 0.2
 GROWTH: Final = 1.12
 REPORT: Final = 512
 """Events between two words of a member: some 0.1 us of the hub's an event and member, where a stream costs it 1."""
-AHEAD: Final = 4 * REPORT
-"""Events: some reports are always on their way, so nobody waits for one to be heard before the next is due."""
+QUEUE: Final = 0.1
+"""Seconds: less than iroh-gossip waits before it asks for a message (gossip_ext/src/gossip.rs), or it would ask for
+what is in a queue."""
+LEAST_AHEAD: Final = 2 * REPORT
+"""Events: one report is always on its way, so nobody waits for one to be heard before the next is due."""
+MARKS: Final = 64
+"""Times at which the hub had so much of a sequence: as many acknowledgements as a member may be behind."""
 QUANTUM: Final = 4_096
 """Events that give all patience back: who hears fewer than so many in its patience is left behind."""
 LOOK: Final = 0.25
@@ -59,9 +70,10 @@ class _Member:
 
 class _Sequence:
     """One author's, and who follows it. ``least`` is the slowest's number, which ``count`` members have in common;
-    ``held_at``: since when they hold the author up."""
+    ``held_at``: since when they hold the author up; ``ahead``: how many events it may be ahead of them; ``marks``: when
+    the hub had how much, from ``least`` on; ``way``: seconds, the least that the slowest was later than the hub."""
 
-    __slots__ = ("count", "held_at", "least", "members", "newest")
+    __slots__ = ("ahead", "count", "held_at", "least", "marks", "members", "newest", "way")
 
     def __init__(self) -> None:
         self.members: dict[Peer, _Member] = {}
@@ -69,6 +81,15 @@ class _Sequence:
         self.count = 0
         self.newest = 0
         self.held_at: float | None = None
+        self.ahead = float(LEAST_AHEAD)
+        self.marks: deque[tuple[int, float]] = deque(maxlen=MARKS)
+        self.way = math.inf
+
+    def mark(self, acked: int, now: float) -> None:
+        """The hub has so much of it."""
+        self.newest = max(self.newest, acked)
+        if not self.marks or acked > self.marks[-1][0]:
+            self.marks.append((acked, now))
 
     def look(self) -> None:
         followed = [one.seq for one in self.members.values() if not one.left]
@@ -102,9 +123,23 @@ class _Sequence:
         if self.count:
             return False
         self.look()
+        self._measure(now)
         if self.held_at is not None:
             self.held_at = now
         return True
+
+    def _measure(self, now: float) -> None:
+        """The slowest has come on."""
+        while self.least is not None and self.marks and self.marks[0][0] < self.least:
+            self.marks.popleft()
+        if not self.marks:  # the hub has not heard it
+            return
+        took = now - self.marks[0][1]
+        self.way = min(self.way, took)
+        if took - self.way > QUEUE:
+            self.ahead = max(float(LEAST_AHEAD), self.ahead / GROWTH)
+        elif self.held_at is not None:
+            self.ahead = min(float(MOST), self.ahead * GROWTH)
 
     def leave_behind(self, now: float) -> list[Peer]:
         """Those of the slowest whose patience is spent, from now on not waited for."""
@@ -162,9 +197,8 @@ class Pacing:
         size, one = self.size, self._sequences.get(key)
         if one is None:
             return size
-        one.newest = max(one.newest, acked)
-        ahead = min(AHEAD, REPORT + 3 * size)
-        room = size if one.least is None else max(0, one.least + ahead - acked)
+        one.mark(acked, now)
+        room = size if one.least is None else max(0, one.least + self.ahead(key) - acked)
         if room >= size:
             one.held_at = None
             self._held.discard(key)
@@ -175,6 +209,11 @@ class Pacing:
             self._due = now + LOOK
         self._held.add(key)
         return room
+
+    def ahead(self, key: Key) -> int:
+        """By how many events an author may be ahead of its slowest member."""
+        one = self._sequences.get(key)
+        return min(LEAST_AHEAD if one is None else int(one.ahead), REPORT + 3 * self.size)
 
     # -- members
 

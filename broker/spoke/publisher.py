@@ -23,8 +23,9 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from broker.errors import AccessDenied, CallTimeout, Closed, EventTooLarge
-from broker.protocol.publication import UNACKED_EVENTS, Publication, PublicationLimits
+from broker.protocol.publication import Publication, PublicationLimits
 from broker.protocol.routing import check_topic
+from broker.spoke.outbox import Outbox
 from broker.spoke.ways import NoWays, Ways
 
 __all__ = ["Published", "Publisher"]
@@ -51,33 +52,6 @@ class Published(NamedTuple):
     seq: int
 
 
-class _Outbox:
-    """A publication, what of it is still to be sent, and who waits for room or for the end."""
-
-    __slots__ = ("acked_at", "barred_until", "by_swarm", "gossiped", "held_from", "live", "next", "publication",
-                 "refused", "stream_only", "unsent", "waiters", "window")  # fmt: skip
-
-    def __init__(self, publication: Publication) -> None:
-        self.publication = publication
-        # Bounded by the publication: only unacknowledged or retained events are ever in here.
-        self.unsent: deque[bytes] = deque()
-        self.live = False
-        self.by_swarm = False
-        """``unsent`` is for the stream; what is for the swarm begins at ``next``."""
-        self.next = 1
-        self.gossiped = 0
-        """The newest that a swarm was given."""
-        self.window: int | None = None
-        """Events that may be in the swarm unacknowledged while the hub is there."""
-        self.stream_only = False
-        """So its author wants it."""
-        self.acked_at = self.barred_until = 0.0
-        self.held_from: int | None = None
-        """What is numbered from here on waits for the swarm, until the hub has all that went by stream."""
-        self.waiters: deque[asyncio.Future[None]] = deque()
-        self.refused: str | None = None
-
-
 class Publisher:
     """All publications of one spoke. ``send`` hands frames to the hub and says False when the path is full."""
 
@@ -94,13 +68,13 @@ class Publisher:
         self._send, self._send_control, self._clock_ms = send, send_control, clock_ms
         self._limits = PublicationLimits(max_event_bytes=max_frame_bytes)
         self._author = ""
-        self._boxes: dict[str, _Outbox] = {}
+        self._boxes: dict[str, Outbox] = {}
         self._connected = False
         self._acknowledges = True
         self._pump_due = False
-        self._sending: dict[str, _Outbox] = {}
+        self._sending: dict[str, Outbox] = {}
         """Publications that have something to send."""
-        self._flushes: dict[asyncio.Future[None], dict[_Outbox, int]] = {}
+        self._flushes: dict[asyncio.Future[None], dict[Outbox, int]] = {}
         """Who waits for acknowledgements, and up to which seq of each publication."""
         self._too_large: EventTooLarge | None = None
         """For the next flush: events were given up."""
@@ -117,7 +91,7 @@ class Publisher:
         if box.stream_only is not stream_only:
             box.stream_only = stream_only
             self.look(topic)
-        if _full(box):
+        if box.full:
             await self._room(box, topic, timeout)
         if self._closed:
             raise Closed("the spoke was closed")
@@ -205,13 +179,14 @@ class Publisher:
         if not box.live:
             self._resume(box, seq)
         box.window = window
+        box.holding.acknowledged(seq, time.monotonic())
         if box.publication.ack(seq) or window == 0:  # 0: it has heard all that it let go, and others have not
             box.acked_at = time.monotonic()
         self._room_made(box)
         if box.by_swarm or box.held_from is not None:
             self._schedule(box)
 
-    def _resume(self, box: _Outbox, seq: int) -> None:
+    def _resume(self, box: Outbox, seq: int) -> None:
         resume = box.publication.resume(seq)
         box.unsent, box.live = deque(resume.frames), True
         if resume.gone is not None and resume.gone[1] > box.publication.acked:
@@ -219,7 +194,7 @@ class Publisher:
         self.look(box.publication.topic)
         self._schedule(box)
 
-    def _lose(self, box: _Outbox, a: int, b: int) -> None:
+    def _lose(self, box: Outbox, a: int, b: int) -> None:
         """The swarm had them while the hub was away, and this spoke has them no more."""
         self.gone += b - a + 1
         log.warning(
@@ -247,12 +222,13 @@ class Publisher:
         self._room_made(box)
         self._schedule(box)
 
-    def _to_swarm(self, box: _Outbox, first: int) -> None:
+    def _to_swarm(self, box: Outbox, first: int) -> None:
         box.by_swarm, box.held_from, box.next = True, None, first
         box.acked_at = time.monotonic()
         box.unsent.clear()
+        box.holding.forget()
 
-    def _to_stream(self, box: _Outbox) -> None:
+    def _to_stream(self, box: Outbox) -> None:
         """What the hub did not hear by the swarm comes again, in order."""
         box.by_swarm = False
         publication = box.publication
@@ -292,7 +268,12 @@ class Publisher:
                     done.set_result(None)
 
     def close(self) -> None:
-        """Whoever waits is told; nothing is sent any more."""
+        """What waits for more to go with it goes; whoever waits is told; nothing is sent any more."""
+        for topic, box in self._boxes.items():
+            box.holding.forget()
+            if box.by_swarm:
+                self._sending[topic] = box
+        self._pump()
         self._closed = True
         for box in self._boxes.values():
             self._wake(box.waiters)
@@ -306,7 +287,7 @@ class Publisher:
 
     # Inside.
 
-    def _open(self, topic: str) -> _Outbox:
+    def _open(self, topic: str) -> Outbox:
         check_topic(topic)
         if len(self._boxes) >= MAX_TOPICS:
             raise EventTooLarge(
@@ -314,13 +295,13 @@ class Publisher:
                 size=len(self._boxes) + 1,
                 limit=MAX_TOPICS,
             )
-        box = _Outbox(Publication(topic, self._author, secrets.token_hex(8), self._limits))
+        box = Outbox(Publication(topic, self._author, secrets.token_hex(8), self._limits))
         box.live = self._connected
         self._boxes[topic] = box
         self.look(topic)
         return box
 
-    def _limit(self, box: _Outbox, most: int) -> None:
+    def _limit(self, box: Outbox, most: int) -> None:
         """What is numbered already and too large for this hub can go nowhere: its author is told, and its subscribers
         by the hole in the sequence."""
         gone = box.publication.limit(most)
@@ -340,10 +321,10 @@ class Publisher:
         log.warning("%s", self._too_large)
         self._room_made(box)
 
-    async def _room(self, box: _Outbox, topic: str, timeout: float | None) -> None:
+    async def _room(self, box: Outbox, topic: str, timeout: float | None) -> None:
         try:
             async with asyncio.timeout(timeout):
-                while _full(box) and box.refused is None and not self._closed:
+                while box.full and box.refused is None and not self._closed:
                     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                     box.waiters.append(waiter)
                     await waiter
@@ -353,8 +334,8 @@ class Publisher:
                 "hub's acknowledgement; it is away, or a slow subscriber holds publishers back"
             ) from None
 
-    def _room_made(self, box: _Outbox) -> None:
-        if box.waiters and not _full(box):
+    def _room_made(self, box: Outbox) -> None:
+        if box.waiters and not box.full:
             self._wake(box.waiters)
         for done, wanted in self._flushes.items():
             if box in wanted and not done.done() and all(one.publication.acked >= seq for one, seq in wanted.items()):
@@ -366,7 +347,7 @@ class Publisher:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _schedule(self, box: _Outbox) -> None:
+    def _schedule(self, box: Outbox) -> None:
         """What a turn of the loop publishes is sent in one go."""
         if box.by_swarm or box.held_from is not None or (self._connected and box.live and box.unsent):
             self._sending[box.publication.topic] = box
@@ -376,12 +357,14 @@ class Publisher:
 
     def _pump(self) -> None:
         self._pump_due = False
+        if self._closed:
+            return
         for topic, box in list(self._sending.items()):
             if not self._pump_one(box):
                 return
             del self._sending[topic]
 
-    def _pump_one(self, box: _Outbox) -> bool:
+    def _pump_one(self, box: Outbox) -> bool:
         """False when the path is full; ``drained`` comes when it has room."""
         if box.held_from is not None:
             if box.publication.acked + 1 >= box.held_from:
@@ -393,12 +376,17 @@ class Publisher:
             return True
         return box.held_from is not None or self._pump_stream(box, len(box.unsent))
 
-    def _pump_swarm(self, box: _Outbox) -> None:
-        """What has no room waits for `look`, and what is beyond the window for an acknowledgement."""
+    def _pump_swarm(self, box: Outbox) -> None:
+        """What has no room waits for `look`, what is beyond the window for an acknowledgement, and while those are late
+        (protocol/holding.py) what fills no message for that or for a moment."""
         publication, topic, before = box.publication, box.publication.topic, box.next
-        newest = publication.next_seq - 1
+        newest, now = publication.next_seq - 1, time.monotonic()
         if self._connected and box.window is not None:
             newest = min(newest, publication.acked + box.window)
+            if box.next <= newest and (wait := box.wait(newest, self._ways.message_bytes(topic), now)):
+                if box.timer is None:
+                    box.timer = asyncio.get_running_loop().call_later(wait, self._waited, box)
+                return
         while box.next <= newest:
             last = min(newest, box.next + SEND_BATCH - 1)
             for first, frames in publication.runs(box.next, last):
@@ -409,7 +397,12 @@ class Publisher:
                 self._send_large(frames, self._ways.message_bytes(topic))
             box.next = last + 1
         if box.next != before:
+            box.holding.gave(box.next - 1, now)
             self._room_made(box)
+
+    def _waited(self, box: Outbox) -> None:
+        box.timer = None
+        self._schedule(box)
 
     def _send_large(self, frames: list[bytes], most: int) -> None:
         """The swarm only names these. The hub asks for what finds no room here."""
@@ -417,7 +410,7 @@ class Publisher:
             if len(frame) > most and self._connected:
                 self._send([frame])
 
-    def _pump_stream(self, box: _Outbox, most: int) -> bool:
+    def _pump_stream(self, box: Outbox, most: int) -> bool:
         unsent = box.unsent
         while most > 0:
             batch = list(islice(unsent, min(SEND_BATCH, most)))
@@ -430,9 +423,3 @@ class Publisher:
                 box.publication.ack(box.publication.next_seq - 1 - len(unsent))
                 self._room_made(box)
         return True
-
-
-def _full(box: _Outbox) -> bool:
-    """Whether to wait: for the hub's acknowledgement, or while there is none to be had, for room in the swarm."""
-    publication = box.publication
-    return publication.full or (publication.yields and publication.next_seq - box.next >= UNACKED_EVENTS)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from broker.hub.swarm import TopicSwarm
-from broker.protocol.pacing import AHEAD, MOST
+from broker.protocol.pacing import LEAST_AHEAD, MOST
 from tests.hub.gossips import EPOCH, GossipPeer, a_gossiper, gossipers
 from tests.rig import Numbers, a_hub, until
 
-FAR = AHEAD + 2
+FAR = LEAST_AHEAD + 2
 """Beyond what an author may be ahead of a member that has heard one event."""
 
 
@@ -42,12 +42,12 @@ async def test_an_author_waits_for_the_slowest_member_and_goes_on_with_it() -> N
         says(y, x, 60)
         says(z, x, 20)
         await until(lambda: len(swarm.pacing.followed((x.node_id, EPOCH))) == 2)
-        await publishes(x, swarm, 2_000)
-        await until(lambda: may_send(x) == 20 + AHEAD)
-        says(z, x, 2_000)
-        await until(lambda: may_send(x) == 60 + AHEAD)
-        says(y, x, 2_000)
-        await until(lambda: may_send(x) == 2_000 + swarm.pacing.size)
+        await publishes(x, swarm, 1_000)
+        await until(lambda: may_send(x) == 20 + LEAST_AHEAD)
+        says(z, x, 1_000)
+        await until(lambda: may_send(x) == 60 + swarm.pacing.ahead((x.node_id, EPOCH)))
+        says(y, x, 1_000)
+        await until(lambda: may_send(x) == 1_000 + swarm.pacing.size)
 
 
 @pytest.mark.parametrize("how", ["its patience is spent", "it is gone", "it goes back to the stream"])

@@ -5,11 +5,25 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.protocol.pacing import AHEAD, CALM, FIRST, LEAST, LOOK, MOST, QUANTUM, REPORT, SEQUENCES, Key, Pacing
+from broker.protocol.pacing import (
+    CALM,
+    FIRST,
+    LEAST,
+    LEAST_AHEAD,
+    LOOK,
+    MARKS,
+    MOST,
+    QUANTUM,
+    QUEUE,
+    REPORT,
+    SEQUENCES,
+    Key,
+    Pacing,
+)
 
 KEY: Key = ("author", "epoch")
 PATIENCE = 2.0
-ROOM = AHEAD
+ROOM = LEAST_AHEAD
 """How far an author may be ahead of its slowest member at first."""
 
 
@@ -112,7 +126,7 @@ def test_a_slow_member_that_goes_on_holds_its_author_up_no_longer_than_by_its_ra
     for rate, stays in ((QUANTUM / PATIENCE * 0.8, False), (QUANTUM / PATIENCE * 1.5, True)):
         one, now, seq = paced(a=0, b=1 << 30), 0.0, 0
         while now < 30.0:
-            one.window(KEY, seq + ROOM, now)
+            one.window(KEY, seq + one.ahead(KEY), now)
             now += REPORT / rate
             one.look(now)
             seq += REPORT
@@ -132,11 +146,66 @@ def test_whom_a_member_held_up_goes_on_when_it_is_gone() -> None:
 def test_who_overruns_its_members_is_less_ahead_of_them() -> None:
     one = paced(a=0)
     assert one.window(KEY, ROOM - 1, 0.0) == 1
-    one.overrun(1.0)
-    assert one.window(KEY, ROOM - 1, 1.0) == 0
-    assert one.window(KEY, REPORT + 3 * one.size - 1, 1.0) == 1
-    one.acknowledged(50 * FIRST, 2.0)
-    assert one.window(KEY, ROOM - 1, 2.0) == 1, "as far as before when it has been quiet"
+    for moment in (1.0, 2.0, 3.0):
+        one.overrun(moment)
+    assert one.window(KEY, ROOM - 1, 3.0) == 0
+    assert one.window(KEY, REPORT + 3 * one.size - 1, 3.0) == 1
+    one.acknowledged(50 * FIRST, 4.0)
+    assert one.window(KEY, ROOM - 1, 4.0) == 1, "as far as before when it has been quiet"
+
+
+class Flood:
+    """An author that sends all that it may, to one member, which hears ``rate`` events a second, ``way`` seconds after
+    the hub at the least."""
+
+    def __init__(self, rate: float, way: float) -> None:
+        self.pacing, self.rate, self.way, self.now = paced(a=0), rate, way, 0.0
+        self.heard = self.acked = 0
+        self.sent_at = [(0, 0.0)]
+
+    def report(self) -> float:
+        """One more. Returns for how long the newest event that was heard had been with the hub."""
+        self.acked = self.heard + self.pacing.ahead(KEY)
+        self.sent_at.append((self.acked, self.now))
+        self.pacing.acknowledged(REPORT, self.now)
+        self.pacing.window(KEY, self.acked, self.now)
+        self.heard += REPORT
+        sent = next(at for seq, at in self.sent_at if seq >= self.heard)
+        self.now = max(self.now + REPORT / self.rate, sent + self.way)
+        self.pacing.heard(KEY, ord("a"), self.heard, PATIENCE, self.now)
+        return self.now - sent
+
+
+def test_an_author_is_as_far_ahead_as_its_members_hear_in_a_tenth_of_a_second() -> None:
+    """However far away they are; and it is no more ahead of slow ones than lets them speak in time."""
+    quick, far, slow = Flood(20_000.0, 0.01), Flood(20_000.0, 0.5), Flood(1_000.0, 0.01)
+    quick_waits, far_waits, _ = ([flood.report() for _ in range(200)][-50:] for flood in (quick, far, slow))
+    assert QUEUE / 2 < sum(quick_waits) / len(quick_waits) - quick.way < 1.5 * QUEUE
+    assert max(quick_waits) - quick.way < 2 * QUEUE
+    assert far.pacing.ahead(KEY) > 3 * LEAST_AHEAD, "the way is no queue"
+    assert max(far_waits) - far.way < 2 * QUEUE
+    assert slow.pacing.ahead(KEY) == LEAST_AHEAD
+
+
+def test_who_does_not_wait_for_its_members_may_not_be_further_ahead_of_them_for_it() -> None:
+    """Else whoever has been quiet begins its flood with all of it in queues."""
+    one, now = paced(a=0), 0.0
+    for seq in range(REPORT, 100 * REPORT, REPORT):
+        now += 5.0
+        one.window(KEY, seq, now)
+        one.heard(KEY, ord("a"), seq, PATIENCE, now + 0.01)
+    assert one.ahead(KEY) == LEAST_AHEAD
+
+
+def test_the_times_that_are_remembered_have_a_bound() -> None:
+    """Of a member that is further behind, nothing is measured until it is not."""
+    one = paced(a=0)
+    for seq in range(1, 10 * MARKS):
+        one.window(KEY, seq, float(seq))
+    sequence = one._sequences[KEY]
+    assert len(sequence.marks) == MARKS
+    one.heard(KEY, ord("a"), 5, PATIENCE, 1_000.0)
+    assert sequence.marks[0] == (9 * MARKS, 9.0 * MARKS)
 
 
 def test_the_sequences_that_are_followed_have_a_bound() -> None:
@@ -185,7 +254,7 @@ def test_the_slowest_is_known_and_nobody_waits_unseen(steps: list[tuple[str, int
                     one.look(now)
         room, followed = one.window(KEY, acked, now), one.followed(KEY)
         assert set(followed.items()) <= set(said.items())
-        expected = min(followed.values(), default=acked) + ROOM - acked
+        expected = min(followed.values(), default=acked) + one.ahead(KEY) - acked
         assert room == max(0, min(one.size, expected))
         assert (room < one.size) == (one.next_due() is not None)
     for _ in range(int(PATIENCE / LOOK) * 6):

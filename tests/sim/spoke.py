@@ -21,7 +21,6 @@ from broker.protocol.publication import PublicationLimits
 from broker.protocol.registration import GossipPlace, Operation, Registration, parse, to_detail
 from broker.protocol.ticket import Ticket
 from broker.protocol.wire import GOSSIP, RESERVED_PREFIXES, CloseCode
-from broker.spoke import publisher
 from broker.spoke.hubs import KnownHubs
 from broker.spoke.publisher import Publisher
 from broker.spoke.repairs import Repairs
@@ -181,7 +180,7 @@ class SimSpoke(Process):
 
     def _has_room(self, topic: str) -> bool:
         box = self.publisher._boxes.get(topic)
-        return box is None or (box.refused is None and not publisher._full(box))
+        return box is None or (box.refused is None and not box.full)
 
     def _retry(self) -> None:
         self._retrying = False
