@@ -45,7 +45,7 @@ what is in a queue."""
 LEAST_AHEAD: Final = 2 * REPORT
 """Events: one report is always on its way, so nobody waits for one to be heard before the next is due."""
 MARKS: Final = 64
-"""Times at which the hub had so much of a sequence: as many acknowledgements as a member may be behind."""
+"""Times at which the hub had so much of a sequence. Who is behind all of them counts as late as the oldest."""
 QUANTUM: Final = 4_096
 """Events that give all patience back: who hears fewer than so many in its patience is left behind."""
 LOOK: Final = 0.25

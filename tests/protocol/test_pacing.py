@@ -198,7 +198,7 @@ def test_who_does_not_wait_for_its_members_may_not_be_further_ahead_of_them_for_
 
 
 def test_the_times_that_are_remembered_have_a_bound() -> None:
-    """Of a member that is further behind, nothing is measured until it is not."""
+    """A member that is further behind is measured by the oldest of them, which is less than it is late."""
     one = paced(a=0)
     for seq in range(1, 10 * MARKS):
         one.window(KEY, seq, float(seq))
