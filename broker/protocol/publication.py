@@ -75,6 +75,7 @@ class Publication:
         "_limits",
         "_max_event_bytes",
         "_retained_bytes",
+        "_sizes",
         "_unacked_bytes",
         "author",
         "epoch",
@@ -91,6 +92,9 @@ class Publication:
         self._limits = limits or PublicationLimits()
         self._max_event_bytes = self._limits.max_event_bytes
         self._frames: deque[bytes] = deque()
+        self._sizes: deque[int] = deque()
+        """Of the frames that are not acknowledged. Without it each acknowledgement walks past all that are kept, in a
+        flood a quarter of the author's time."""
         self._first = 1
         self._acked = 0
         self._unacked_bytes = 0
@@ -151,6 +155,7 @@ class Publication:
         if size > self._max_event_bytes:
             raise self._too_large(size)
         self._frames.append(frame)
+        self._sizes.append(size)
         self._unacked_bytes += size
         self.next_seq = seq + 1
         if self.yields:
@@ -166,7 +171,7 @@ class Publication:
         ):
             size = len(self._frames.popleft())
             if self._first > self._acked:
-                self._unacked_bytes -= size
+                self._unacked_bytes -= self._sizes.popleft()
             else:
                 self._retained_bytes -= size
             self._first += 1
@@ -193,6 +198,7 @@ class Publication:
             self._frames[at] = GIVEN_UP
             if self._first + at > self._acked:
                 gone.append((self._first + at, size))
+                self._sizes[at - len(self._frames)] = 0
                 self._unacked_bytes -= size
             else:
                 self._retained_bytes -= size
@@ -204,6 +210,7 @@ class Publication:
         while self._first <= self._acked + 1 < self.next_seq and (
             self._frames[self._acked + 1 - self._first] is GIVEN_UP
         ):
+            self._sizes.popleft()
             self._acked += 1
 
     def ack(self, seq: int) -> int:
@@ -211,8 +218,8 @@ class Publication:
         if not self._acked < seq < self.next_seq:
             return 0
         settled = seq - self._acked
-        held_from = max(0, self._acked + 1 - self._first)
-        size = sum(map(len, islice(self._frames, held_from, max(held_from, seq + 1 - self._first))))
+        left = self.next_seq - 1 - seq
+        size = sum(self._sizes.popleft() for _ in range(len(self._sizes) - left))
         self._acked = seq
         self._unacked_bytes -= size
         self._retained_bytes += size

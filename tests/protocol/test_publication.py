@@ -106,6 +106,14 @@ def test_a_given_up_event_makes_room() -> None:
     assert not pub.full
 
 
+def test_an_acknowledgement_past_a_given_up_event_settles_the_bytes_of_the_others() -> None:
+    pub = sizes(1, 1_000, 1, 1)
+    pub.limit(500)
+    kept = pub.unacked_bytes
+    pub.ack(3)
+    assert (pub.unacked, 3 * pub.unacked_bytes) == (1, kept)
+
+
 def test_full_by_events_and_by_bytes() -> None:
     pub = book(unacked_events=2)
     pub.publish(1)
