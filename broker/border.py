@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 from broker import _gossip_ext as ext
 from broker.loop import watch
-from broker.protocol.named import Frame
 from broker.protocol.wire import CloseCode
 
 __all__ = ["Handler", "SwarmHandler", "attach", "explain"]
@@ -52,8 +51,8 @@ class SwarmHandler(Protocol):
     def neighbour(self, swarm: int, node_id: str, up: bool) -> None:
         """A neighbour has come or gone."""
 
-    def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, frames: list[Frame]) -> None:
-        """A checked batch of consecutive events; those above the message limit by size and hash."""
+    def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, events: Any) -> None:
+        """A checked batch of consecutive events: frames, or parts where the swarm was joined for these."""
 
     def headed(self, swarm: int, author: str, epoch: str, seq: int) -> None:
         """The newest number of a sequence, signed."""

@@ -26,8 +26,10 @@ __all__ = [
     "MAX_REQUEST_ID",
     "FrameReader",
     "Message",
+    "Parts",
     "decode",
     "decode_batch",
+    "decode_parts",
     "encode",
     "frame",
     "request_id_of",
@@ -58,6 +60,9 @@ class Message(NamedTuple):
 
 
 M = TypeVar("M", bound=Message)
+
+Parts = tuple[int, bytes]
+"""How many events, and a JSON list of each one's detail and of an object with what it adds to ``meta``."""
 
 
 @overload
@@ -99,6 +104,24 @@ def decode_batch(frames: list[bytes], into: type[M]) -> list[M]:
         for value in values:
             _check_nesting(value)
     return [_new(into, (value["type"], value.get("detail"), value["meta"])) for value in values]
+
+
+def decode_parts(parts: Parts, topic: str, author: str, epoch: str, first_seq: int, into: type[M]) -> list[M]:
+    """The same of events that came in parts: without what their batch says of them, which is half of what there is to
+    read. Of each the extension has seen that it is one value and one object, if the list is JSON, and no deeper than 64
+    levels (gossip_ext/src/event.rs). FrameError 19 or 20 when the list is none."""
+    count, text = parts
+    try:
+        values = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise _unreadable(text, error) from None
+    if len(values) != 2 * count:
+        raise FrameError(f"{count} events of a batch read as {len(values)} parts", close_code=CloseCode.BAD_JSON)
+    messages = []
+    for seq, detail, meta in zip(range(first_seq, first_seq + count), values[::2], values[1::2], strict=True):
+        meta["author"], meta["epoch"], meta["seq"] = author, epoch, seq
+        messages.append(_new(into, (topic, detail, meta)))
+    return messages
 
 
 def encode(type: str, detail: Any, meta: dict[str, Any] | None = None) -> bytes:

@@ -20,7 +20,7 @@ from typing import Any, Final
 from broker.errors import Closed, ConnectError, FrameError, TopicError
 from broker.events import Event
 from broker.protocol import membership as m
-from broker.protocol.codec import decode, decode_batch
+from broker.protocol.codec import Parts, decode, decode_batch, decode_parts
 from broker.protocol.named import Frame, runs
 from broker.protocol.pacing import REPORT
 from broker.protocol.routing import check_topic, matches
@@ -206,9 +206,9 @@ class Swarms:
             self._handle(handle.topic, m.Neighbour(handle.id, node_id, up))
             self.publisher.look(handle.topic.name)
 
-    def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, frames: list[Frame]) -> None:
+    def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, events: list[Frame] | Parts) -> None:
         if (handle := self._handles.get(swarm)) is not None:
-            self.take(handle.topic.name, author, epoch, first_seq, frames)
+            self.take(handle.topic.name, author, epoch, first_seq, events)
             self._heard(handle)
 
     def headed(self, swarm: int, author: str, epoch: str, seq: int) -> None:
@@ -237,20 +237,24 @@ class Swarms:
         if (handle := self._handles.get(swarm)) is not None:
             self.publisher.look(handle.topic.name)
 
-    def take(self, topic: str, author: str, epoch: str, first_seq: int, frames: list[Frame]) -> None:
+    def take(self, topic: str, author: str, epoch: str, first_seq: int, batch: list[Frame] | Parts) -> None:
         """A checked batch, from a swarm or from somebody who was asked for it. What is only named is a hole."""
         if (entry := self._topics.get(topic)) is None or (entry.authors is not None and author not in entry.authors):
             self._counts["uninvited"] += 1
             return
-        source = entry.heard(author, epoch, first_seq + len(frames) - 1, time.monotonic())
+        count = batch[0] if isinstance(batch, tuple) else len(batch)
+        source = entry.heard(author, epoch, first_seq + count - 1, time.monotonic())
         heard = source.first
         if source.newest - source.told >= REPORT:
             self._report(entry, author, epoch, source)
         if not self._subscriptions.wants(topic):
             return
-        self._link.named.batch(topic, author, epoch, first_seq, frames)
         try:
-            found = [(seq, decode_batch(run, Event)) for seq, run in runs(first_seq, frames)]
+            if isinstance(batch, tuple):
+                found = [(first_seq, decode_parts(batch, topic, author, epoch, first_seq, Event))]
+            else:
+                self._link.named.batch(topic, author, epoch, first_seq, batch)
+                found = [(seq, decode_batch(run, Event)) for seq, run in runs(first_seq, batch)]
         except FrameError as error:
             self._counts["unreadable"] += 1
             log.warning("%s: a batch of %s, signed, of events that are none: %s", topic, author[:10], error)
@@ -352,7 +356,7 @@ class Swarms:
     def _join(self, entry: SwarmTopic, id: str, bootstrap: tuple[str, ...]) -> None:
         assert self._link.endpoint is not None
         swarm = self._link.endpoint.join(
-            entry.name, bytes.fromhex(id), bootstrap, hubs=entry.hubs, authors=_sorted(entry.authors)
+            entry.name, bytes.fromhex(id), bootstrap, hubs=entry.hubs, authors=_sorted(entry.authors), parts=True
         )
         entry.swarms[id] = swarm
         self._handles[swarm.id] = _Handle(entry, id)

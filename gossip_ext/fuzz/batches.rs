@@ -16,6 +16,7 @@ mod opening;
 
 use std::sync::LazyLock;
 
+use opening::template;
 use batch::{CONTEXT, Item, MAX_SEQ, epoch_text, open};
 use iroh::{PublicKey, SecretKey};
 use serde_json::Value;
@@ -50,8 +51,15 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         );
         assert!(first + opened.items.len() as u64 <= MAX_SEQ + 1);
         for (seq, item) in (first..).zip(&opened.items) {
-            if let Item::Message(message) = item {
-                says(message, seq);
+            match (item, item.parts()) {
+                (Item::Message(message), _) => says(message, seq),
+                (_, Some((detail, tail))) => {
+                    let mut message = Vec::new();
+                    template(TOPIC, &opened.header).join(&mut message, detail, seq, tail);
+                    says(&message, seq);
+                    alone(detail, tail);
+                }
+                _ => {}
             }
         }
     }
@@ -73,6 +81,16 @@ fn signed(head: bool, first: u64, rest: &[u8]) -> Vec<u8> {
     let signature = SECRET.sign(&out);
     out.extend(signature.to_bytes());
     out.split_off(CONTEXT.len())
+}
+
+/// Between others in a list that is JSON as a whole, the two are one value and one object each.
+fn alone(detail: &[u8], tail: &[u8]) {
+    let list = [b"[1,", detail, b",{", event::added(tail), b"},2]"].concat();
+    if let Ok(list) = serde_json::from_slice::<Vec<Value>>(&list) {
+        let added = list[2].as_object().expect("what is added to meta");
+        assert_eq!((list.len(), &list[0], &list[3]), (4, &1.into(), &2.into()));
+        assert!(["author", "epoch", "seq"].iter().all(|key| !added.contains_key(*key)));
+    }
 }
 
 /// A message that is JSON at all says what its batch says, to a reader that knows nothing of batches.

@@ -6,7 +6,8 @@ use pyo3::types::{PyBytes, PyList};
 
 use crate::batch::{self, Item, Kind};
 use crate::error::{Error, Result};
-use crate::keys;
+use crate::event::{self, Template};
+use crate::{keys, opening};
 
 const CONTEXT: &[u8] = b"iroh-broker swarm v1\0";
 
@@ -39,14 +40,43 @@ pub fn event_hash<'py>(py: Python<'py>, message: &[u8]) -> Bound<'py, PyBytes> {
 }
 
 /// A batch's events: a message as bytes, a reference as (size, hash).
-pub fn frames<'py>(py: Python<'py>, items: &[Item]) -> PyResult<Bound<'py, PyList>> {
-    let frame = |item: &Item| match item {
+pub fn frames<'py>(
+    py: Python<'py>,
+    template: &Template,
+    first: u64,
+    items: &[Item],
+) -> PyResult<Bound<'py, PyList>> {
+    let mut joined = Vec::new();
+    let frame = |(seq, item): (u64, &Item)| match item {
         Item::Message(message) => Ok(PyBytes::new(py, message).into_any()),
+        Item::Parts { text, tail } => {
+            let (detail, tail) = text.split_at(*tail);
+            joined.clear();
+            template.join(&mut joined, detail, seq, tail);
+            Ok(PyBytes::new(py, &joined).into_any())
+        }
         Item::Reference { size, hash } => Ok((*size, PyBytes::new(py, hash))
             .into_pyobject(py)?
             .into_any()),
     };
-    PyList::new(py, items.iter().map(frame).collect::<PyResult<Vec<_>>>()?)
+    let frames = (first..).zip(items).map(frame);
+    PyList::new(py, frames.collect::<PyResult<Vec<_>>>()?)
+}
+
+/// A batch's events as one JSON list, of each its detail and an object with what it adds to `meta`, and how many events
+/// these are. `None` when there are some that are not in parts.
+pub fn parts<'py>(py: Python<'py>, items: &[Item]) -> Option<(usize, Bound<'py, PyBytes>)> {
+    let mut text = vec![b'['];
+    for item in items {
+        let (detail, tail) = item.parts()?;
+        for part in [detail, b",{", event::added(tail), b"},"] {
+            text.extend_from_slice(part);
+        }
+    }
+    if let Some(last) = text.last_mut() {
+        *last = b']'; // in place of the last comma
+    }
+    Some((items.len(), PyBytes::new(py, &text)))
 }
 
 /// A batch that came another way than by gossip.
@@ -72,7 +102,8 @@ pub fn open_batch<'py>(
             "not_allowed: its signer is neither its author nor a hub",
         ));
     }
-    let frames = frames(py, &opened.items).map_err(Error::value)?;
+    let template = opening::template(topic, &header);
+    let frames = frames(py, &template, header.first, &opened.items).map_err(Error::value)?;
     let epoch = batch::epoch_text(header.epoch);
     Ok((header.author.to_string(), epoch, header.first, frames))
 }

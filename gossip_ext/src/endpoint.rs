@@ -443,6 +443,7 @@ impl Endpoint {
 
     #[pyo3(signature = (
         topic, id, peers, *, hubs=Vec::new(), authors=None, inbox_bytes=4_194_304, keep_bytes=1_048_576,
+        parts=false,
     ))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn join(
@@ -454,6 +455,7 @@ impl Endpoint {
         authors: Option<Vec<String>>,
         inbox_bytes: usize,
         keep_bytes: usize,
+        parts: bool,
     ) -> Result<Swarm> {
         self.check_open()?;
         let gossip = self.core.gossip().ok_or(Error::NoGossip)?;
@@ -465,6 +467,7 @@ impl Endpoint {
             authors,
             inbox_bytes,
             keep_bytes,
+            parts,
         };
         Swarm::join(&self.core, gossip, join)
     }

@@ -9,6 +9,13 @@ use memchr::memchr2;
 /// Decimal digits of a u64, at most.
 const DIGITS: usize = 20;
 
+/// Levels of arrays and objects in [`parts`]. Who decodes it has a limit too, of all levels of the message; far below it
+/// nobody needs to count again.
+const LEVELS: usize = 64;
+
+/// What a batch says of each of its events.
+const SAID: [&[u8]; 3] = [b"author", b"epoch", b"seq"];
+
 /// The events of one topic, author and epoch: they differ in their number, their detail and what follows the number.
 #[derive(Debug, Clone)]
 pub struct Template {
@@ -51,13 +58,6 @@ impl Template {
                 rest.starts_with(&self.between) && rest[self.between.len()..].starts_with(number)
             })
             .map(|at| (start..at, at + fixed..message.len()))
-    }
-
-    /// Bytes of the message that [`Self::join`] appends.
-    pub fn joined(&self, detail: &[u8], seq: u64, tail: &[u8]) -> usize {
-        let mut number = [0; DIGITS];
-        let number = decimal(seq, &mut number).len();
-        self.before.len() + detail.len() + self.between.len() + number + tail.len()
     }
 
     /// Appends the message again.
@@ -131,13 +131,43 @@ fn quoted(value: &[u8], text: &str) -> bool {
         == Some(text.as_bytes())
 }
 
+/// Whether the detail is one value and the tail only adds members to `meta`, none of which a batch says: then what
+/// [`Template::join`] makes of them `fits`, and nobody needs it to read them. So too in a list of many, if that is JSON as
+/// a whole: every value ends where it seems to.
+pub fn parts(detail: &[u8], tail: &[u8]) -> bool {
+    is_value(detail) && adds(tail).is_some()
+}
+
+/// The members that a tail of [`parts`] adds to `meta`, between braces.
+pub fn added(tail: &[u8]) -> &[u8] {
+    match tail {
+        [b',', members @ .., b'}', b'}'] => members,
+        _ => &[],
+    }
+}
+
+fn is_value(text: &[u8]) -> bool {
+    let mut text = Text::new(text);
+    text.value().is_some() && text.at == text.bytes.len() && text.deepest <= LEVELS
+}
+
+fn adds(tail: &[u8]) -> Option<()> {
+    let mut text = Text::new(tail);
+    while text.peek() == Some(b',') {
+        text.at += 1;
+        if SAID.contains(&text.key()?) {
+            return None;
+        }
+        text.expect(b':')?;
+        text.value()?;
+    }
+    (&tail[text.at..] == b"}}" && text.deepest <= LEVELS).then_some(())
+}
+
 /// Shows each member of an object: its key and its value's text. `None` when `take` refuses one, when the text is no
 /// object, or when a key is written with escapes and so might be any other.
 fn members<'a>(object: &'a [u8], mut take: impl FnMut(&'a [u8], &'a [u8]) -> bool) -> Option<()> {
-    let mut text = Text {
-        bytes: object,
-        at: 0,
-    };
+    let mut text = Text::new(object);
     text.expect(b'{')?;
     if text.expect(b'}').is_none() {
         loop {
@@ -161,9 +191,19 @@ fn members<'a>(object: &'a [u8], mut take: impl FnMut(&'a [u8], &'a [u8]) -> boo
 struct Text<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Levels of the deepest value so far.
+    deepest: usize,
 }
 
 impl<'a> Text<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        Self {
+            bytes,
+            at: 0,
+            deepest: 0,
+        }
+    }
+
     fn peek(&self) -> Option<u8> {
         self.bytes.get(self.at).copied()
     }
@@ -221,7 +261,10 @@ impl<'a> Text<'a> {
                     self.skip_string()?;
                     continue;
                 }
-                b'{' | b'[' => depth += 1,
+                b'{' | b'[' => {
+                    depth += 1;
+                    self.deepest = self.deepest.max(depth);
+                }
                 b'}' | b']' => depth -= 1,
                 _ => {}
             }

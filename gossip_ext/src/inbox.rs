@@ -16,6 +16,7 @@ use crate::batch_py;
 use crate::close::Ended;
 use crate::connection::{InboxShare, Link};
 use crate::error::Result;
+use crate::event::Template;
 use crate::metrics::Counters;
 use crate::runtime;
 use crate::swarm::Shared;
@@ -140,7 +141,7 @@ pub enum Told {
         epoch: u64,
         /// Of the first.
         first: u64,
-        /// Whole messages; those above the message limit by size and hash.
+        /// Those above the message limit by size and hash.
         items: Vec<batch::Item>,
     },
     /// An author's newest number.
@@ -372,16 +373,15 @@ fn convert_told<'py>(py: Python<'py>, swarm: &Shared, told: Told) -> PyResult<Bo
             first,
             items,
         } => {
-            let list = batch_py::frames(py, &items)?;
-            (
-                BATCH,
-                id,
-                author.to_string(),
-                epoch_text(epoch),
-                first,
-                list,
-            )
-                .into_pyobject(py)
+            let (author, epoch) = (author.to_string(), epoch_text(epoch));
+            if swarm.parts
+                && let Some(parts) = batch_py::parts(py, &items)
+            {
+                return (BATCH, id, author, epoch, first, parts).into_pyobject(py);
+            }
+            let template = Template::new(&swarm.topic, author.clone(), epoch.clone());
+            let frames = batch_py::frames(py, &template, first, &items)?;
+            (BATCH, id, author, epoch, first, frames).into_pyobject(py)
         }
         Told::Head { author, epoch, seq } => {
             (HEAD, id, author.to_string(), epoch_text(epoch), seq).into_pyobject(py)

@@ -11,7 +11,7 @@ use crate::batch::{
     CONTEXT, Form, HASH, Header, Kind, MAX_SEQ, RAW, RAW_BYTES, REFERENCE, SIGNATURE, TEMPLATED,
     VERSION, epoch_text,
 };
-use crate::event::Template;
+use crate::event::{self, Template};
 
 /// Why bytes are no batch of this topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +52,14 @@ pub enum Item {
     /// The whole JSON message. It says of itself that it is this topic's, author's, epoch's and number's; whether the
     /// rest of it is JSON has not been looked at.
     Message(Bytes),
+    /// What its batch does not say of it, a detail and a tail (event.rs) that no decoder reads otherwise; whether they are
+    /// JSON has not been looked at.
+    Parts {
+        /// One after the other.
+        text: Bytes,
+        /// Where the tail begins.
+        tail: usize,
+    },
     /// An event that fits no batch, to be had over a stream.
     Reference {
         /// Of the message.
@@ -62,11 +70,19 @@ pub enum Item {
 }
 
 impl Item {
-    /// Of the message, as far as it is here.
+    /// Of what of it is here.
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Message(message) => message.len(),
+            Self::Message(text) | Self::Parts { text, .. } => text.len(),
             Self::Reference { .. } => 0,
+        }
+    }
+
+    /// Detail and tail, when it has these.
+    pub fn parts(&self) -> Option<(&[u8], &[u8])> {
+        match self {
+            Self::Parts { text, tail } => Some(text.split_at(*tail)),
+            _ => None,
         }
     }
 }
@@ -158,44 +174,50 @@ pub fn open_vouched(
     Ok(Opened { header, items })
 }
 
-/// The messages share one buffer: an inbox takes them all, and soon.
+/// They share one buffer: an inbox takes them all, and soon.
 fn items(topic: &str, header: &Header, forms: &[Form<'_>]) -> Result<Vec<Item>, Fault> {
-    let template = Template::new(topic, header.author.to_string(), epoch_text(header.epoch));
-    let numbered = || (header.first..).zip(forms);
-    let size = |(seq, form): (u64, &Form<'_>)| match form {
-        Form::Raw(message) => message.len(),
-        Form::Templated { detail, tail } => template.joined(detail, seq, tail),
-        Form::Reference { .. } => 0,
-    };
-    let mut out = Vec::with_capacity(numbered().map(size).sum());
-    let mut ends = Vec::with_capacity(forms.len());
-    for (seq, form) in numbered() {
+    let template = template(topic, header);
+    let mut out = Vec::with_capacity(forms.iter().map(Form::bytes).sum());
+    let mut cuts = Vec::with_capacity(forms.len());
+    for (seq, form) in (header.first..).zip(forms) {
         let start = out.len();
+        let mut tail_at = None;
         match form {
+            Form::Templated { detail, tail } if event::parts(detail, tail) => {
+                out.extend_from_slice(detail);
+                out.extend_from_slice(tail);
+                tail_at = Some(detail.len());
+            }
             Form::Raw(message) => out.extend_from_slice(message),
             Form::Templated { detail, tail } => template.join(&mut out, detail, seq, tail),
             Form::Reference { .. } => {}
         }
-        if !matches!(form, Form::Reference { .. }) && !template.fits(&out[start..], seq) {
+        let whole = tail_at.is_none() && !matches!(form, Form::Reference { .. });
+        if whole && !template.fits(&out[start..], seq) {
             return Err(Fault::Malformed(
                 "an event is not the one that its batch says",
             ));
         }
-        ends.push(out.len());
+        cuts.push((out.len() - start, tail_at));
     }
     let mut rest = Bytes::from(out);
-    let mut start = 0;
-    let mut cut = |(form, end): (&Form<'_>, usize)| {
-        let message = rest.split_to(end - std::mem::replace(&mut start, end));
-        match form {
-            Form::Reference { size, hash } => Item::Reference {
+    let mut cut = |(form, (size, tail)): (&Form<'_>, (usize, Option<usize>))| {
+        let text = rest.split_to(size);
+        match (form, tail) {
+            (Form::Reference { size, hash }, _) => Item::Reference {
                 size: *size,
                 hash: *hash,
             },
-            _ => Item::Message(message),
+            (_, Some(tail)) => Item::Parts { text, tail },
+            _ => Item::Message(text),
         }
     };
-    Ok(forms.iter().zip(ends).map(&mut cut).collect())
+    Ok(forms.iter().zip(cuts).map(&mut cut).collect())
+}
+
+/// What makes messages of the parts of a batch's events.
+pub fn template(topic: &str, header: &Header) -> Template {
+    Template::new(topic, header.author.to_string(), epoch_text(header.epoch))
 }
 
 /// What is left of the bytes under the signature.

@@ -125,6 +125,8 @@ pub struct Shared {
     pub payload_bytes: usize,
     /// Messages that a subscription may hold.
     pub subscription: usize,
+    /// Python wants events in parts.
+    pub parts: bool,
     /// Undrained bytes.
     pub inbox: InboxShare,
     /// Totals.
@@ -156,6 +158,7 @@ impl Shared {
             topic_id,
             payload_bytes: batch::usable(gossip.message_bytes),
             subscription,
+            parts: join.parts,
             inbox: InboxShare::new(join.inbox_bytes),
             totals: Totals::default(),
             phase: watch::Sender::new(Phase::In),

@@ -44,6 +44,8 @@ pub struct Join {
     pub inbox_bytes: usize,
     /// Bound of the kept batches.
     pub keep_bytes: usize,
+    /// Events in parts.
+    pub parts: bool,
 }
 
 /// One topic's gossip overlay, as this endpoint is in it.

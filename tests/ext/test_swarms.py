@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 
 from broker import _gossip_ext as ext
 from broker.errors import Closed
+from broker.events import Event
+from broker.protocol.codec import Message, decode, decode_parts
 from broker.protocol.named import Frame
 from tests.ext.pair import hub, wait_until
 from tests.ext.swarms import EPOCH, ID, TOPIC, event, events, hear, join, named, neighbour, peers, publish, sized
@@ -45,6 +48,45 @@ def test_a_thousand_identical_payloads_all_arrive() -> None:
         publish(nodes[0], swarms[0], 1, frames)
         for node, swarm in zip(nodes[1:], swarms[1:], strict=True):
             assert hear(node, swarm, 1000) == dict(enumerate(frames, 1))
+
+
+def test_who_joined_for_parts_reads_in_them_what_others_read_in_messages() -> None:
+    with peers(3) as (a, b, c):
+        at_a, at_b, at_c = (
+            a.endpoint.join(TOPIC, ID, []),
+            *(node.endpoint.join(TOPIC, ID, [a.node_id], parts=parts) for node, parts in ((b, True), (c, False))),
+        )
+        wait_until(lambda: all(swarm.neighbours() for swarm in (at_a, at_b, at_c)))
+        first = event(a.node_id, 1, {"n": [1, "]}"]})
+        frames = [first, event(a.node_id, 2, None)[:-2] + b',"ts":1,"id":"}}"}}', *events(a.node_id, 3, 20)]
+        publish(a, at_a, 1, frames)
+        assert hear(c, at_c, len(frames)) == dict(enumerate(frames, 1))
+        read: dict[int, Message] = {}
+        while len(read) < len(frames):
+            *_, seq, told = b.wait(ext.BATCH, conn=at_b.id)
+            assert isinstance(told, tuple)
+            read |= enumerate(decode_parts(told, TOPIC, a.node_id, EPOCH, seq, Event), seq)
+        assert read == dict(enumerate(map(decode, frames), 1))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pytest.param(lambda frame: frame.replace(b'"x"', b"[" * 65 + b"]" * 65), id="too many levels for parts"),
+        pytest.param(lambda frame: frame[:-1] + b',"more":1}', id="more beside meta"),
+        pytest.param(lambda frame: frame.replace(b'"x"', b'"x","y":1'), id="more beside detail"),
+        pytest.param(lambda frame: frame.replace(b":", b": "), id="spaced"),
+        pytest.param(lambda frame: frame.replace(b'"x"', b'"%b"' % (b"x" * 5_000)), id="by reference"),
+    ],
+)
+def test_a_batch_with_an_event_that_has_no_parts_comes_in_frames(odd: Callable[[bytes], bytes]) -> None:
+    with peers(2) as (a, b):
+        at_a, at_b = a.endpoint.join(TOPIC, ID, []), b.endpoint.join(TOPIC, ID, [a.node_id], parts=True)
+        wait_until(lambda: bool(at_a.neighbours() and at_b.neighbours()))
+        frames = [event(a.node_id, 1), odd(event(a.node_id, 2))]
+        publish(a, at_a, 1, frames)
+        expected = frames if len(frames[1]) < 4_096 else [frames[0], named(frames[1])]
+        assert hear(b, at_b, 2) == dict(enumerate(expected, 1))
 
 
 @pytest.mark.parametrize("message_bytes", [512, 4096, 65_536])

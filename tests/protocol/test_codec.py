@@ -19,6 +19,7 @@ from broker.protocol.codec import (
     Message,
     decode,
     decode_batch,
+    decode_parts,
     encode,
     frame,
     request_id_of,
@@ -248,3 +249,31 @@ def test_of_a_batch_whose_frames_are_not_one_message_each_nothing_is_read() -> N
     for frames in ([one + b"," + two], [one + b"," + two, one], [one[:-1], two[1:]]):
         with pytest.raises(FrameError):
             decode_batch(frames, Event)
+
+
+def parts(*events: tuple[Any, dict[str, Any]]) -> tuple[int, bytes]:
+    """As the extension makes them."""
+    return len(events), orjson.dumps([one for event in events for one in event])
+
+
+@given(st.lists(st.tuples(json, st.dictionaries(st.text(), json, max_size=3)), max_size=5), st.integers(1, 2**53 - 6))
+def test_a_batch_in_parts_is_read_as_its_messages_are(said: list[tuple[Any, dict[str, Any]]], first: int) -> None:
+    told = [(detail, {k: v for k, v in more.items() if k not in ("author", "epoch", "seq")}) for detail, more in said]
+    place = {"author": "a" * 64, "epoch": "e" * 16}
+    messages = [Message("t.x", detail, {**more, **place, "seq": seq}) for seq, (detail, more) in enumerate(told, first)]
+    read = decode_parts(parts(*told), "t.x", "a" * 64, "e" * 16, first, Event)
+    assert read == messages
+    assert all(type(event) is Event for event in read)
+
+
+@pytest.mark.parametrize("detail", [b"tru", b"01", b'"\xff"', b"[1}", b"NaN", b"", b"{", b"]"])
+def test_of_parts_with_one_that_is_unreadable_nothing_is_read(detail: bytes) -> None:
+    for text in (b"[%b,{}]", b"[1,{},%b,{}]", b"[%b,{},1,{}]", b'[1,{"ts":%b},1,{}]'):
+        with pytest.raises(FrameError):
+            decode_parts((text.count(b"{}"), text % detail), "t", "a", "e", 1, Event)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_parts_that_are_not_as_many_as_they_say_are_not_read(count: int) -> None:
+    with pytest.raises(FrameError, match=f"{count} events of a batch read as 4 parts"):
+        decode_parts((count, b"[1,{},2,{}]"), "t", "a", "e", 1, Event)

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use iroh::{PublicKey, SecretKey};
 
 use crate::batch::{self, Builder, Fault, Item, Opened, Push, epoch_text};
+use crate::opening::template;
 
 pub const TOPIC: &str = "plant.line-3.temperature";
 pub const EPOCH: u64 = 0x0123_4567_89ab_cdef;
@@ -74,24 +75,34 @@ pub fn batch_of(first: u64, messages: &[String]) -> Bytes {
     finish(builder)
 }
 
-pub fn messages(opened: &Opened) -> Vec<&str> {
-    opened.items.iter().map(message).collect()
+/// Of what is only named: nothing.
+pub fn messages(opened: &Opened) -> Vec<String> {
+    whole(opened)
+        .into_iter()
+        .map(|item| match item {
+            Item::Message(message) => String::from_utf8(message.to_vec()).unwrap(),
+            _ => String::new(),
+        })
+        .collect()
 }
 
-fn message(item: &Item) -> &str {
-    match item {
-        Item::Message(message) => std::str::from_utf8(message).unwrap(),
-        Item::Reference { .. } => "",
-    }
-}
-
-/// Bytes of all its messages.
-pub fn size(opened: &Opened) -> usize {
-    let size = |item: &Item| match item {
-        Item::Message(message) => message.len(),
-        Item::Reference { .. } => 0,
+/// Its items, those in parts made whole.
+pub fn whole(opened: &Opened) -> Vec<Item> {
+    let header = &opened.header;
+    let make = |(seq, item): (u64, &Item)| match item.parts() {
+        Some((detail, tail)) => {
+            let mut message = Vec::new();
+            template(TOPIC, header).join(&mut message, detail, seq, tail);
+            Item::Message(message.into())
+        }
+        None => item.clone(),
     };
-    opened.items.iter().map(size).sum()
+    (header.first..).zip(&opened.items).map(make).collect()
+}
+
+/// Bytes of what it holds of its events.
+pub fn size(opened: &Opened) -> usize {
+    opened.items.iter().map(Item::bytes).sum()
 }
 
 /// The batch with other bytes under the signature, signed again: what a member that means ill can send.

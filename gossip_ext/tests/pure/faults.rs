@@ -2,6 +2,7 @@
 
 use crate::batch::{self, Builder, Fault, Item, MAX_SEQ, Push, epoch_text, open};
 use crate::batches::*;
+use crate::event::{added, parts};
 
 /// What would have a reader take an event for another: another topic's, author's, epoch's, number's.
 #[test]
@@ -96,12 +97,75 @@ fn a_template_cannot_be_broken_out_of() {
         (r#"1}{"x":1"#, "}}"),
         (r#"""#, "}}"),
         ("[", "}}]"),
+        ("1", r#","seq":1}}"#),
+        ("1", r#","author":"x"}}"#),
+        ("1", r#","\u0073eq":2}}"#),
     ] {
         assert_eq!(
             with(detail, tail),
             Err(NOT_THIS_EVENT),
             "{detail} and {tail}"
         );
+    }
+}
+
+/// What goes into one list with others must not reach into them, nor say again what the batch says.
+#[test]
+fn parts_are_one_value_and_more_members_of_meta() {
+    let deep = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+    for detail in [
+        "1",
+        "null",
+        r#""]}\",\"""#,
+        "[1,[2]]",
+        r#"{"a":{"b":[]}}"#,
+        " 1",
+        "tru",
+    ] {
+        assert!(parts(detail.as_bytes(), b"}}"), "{detail}");
+    }
+    assert!(parts(deep(64).as_bytes(), b"}}"));
+    for tail in ["}}", r#","ts":1}}"#, r#","id":"}}","x":{"seq":[1]}}}"#] {
+        assert!(parts(b"1", tail.as_bytes()), "{tail}");
+    }
+    assert_eq!(added(br#","ts":1,"id":"x"}}"#), br#""ts":1,"id":"x""#);
+    assert_eq!(added(b"}}"), b"");
+    for detail in [
+        "",
+        " ",
+        "1,2",
+        "1,",
+        ",1",
+        "1 2",
+        "[1],[2]",
+        "[1",
+        "1]",
+        "\"x",
+        r#"1,"type":"x""#,
+        &deep(65),
+    ] {
+        assert!(!parts(detail.as_bytes(), b"}}"), "{detail}");
+    }
+    for tail in [
+        "",
+        "}",
+        "}}}",
+        "} }",
+        "}} ",
+        " }}",
+        ",}}",
+        r#","ts"}}"#,
+        r#","ts":}}"#,
+        r#","ts":1,}}"#,
+        r#""ts":1}}"#,
+        r#","ts":1},"more":1}"#,
+        r#","seq":1}}"#,
+        r#","author":"x"}}"#,
+        r#","ts":1,"epoch":""}}"#,
+        r#","\u0073eq":1}}"#,
+        &format!(r#","x":{}}}}}"#, deep(65)),
+    ] {
+        assert!(!parts(b"1", tail.as_bytes()), "{tail}");
     }
 }
 
