@@ -28,6 +28,8 @@ SETTLE_SECONDS = 2.0
 RESULT_SECONDS = 60.0
 BARE_SECONDS = 150.0
 BUILD_SECONDS = 1_800.0
+FLAT_DELIVERIES = 800_000
+"""Some seconds flat out: in a shorter run most of the time goes by while queues fill and empty."""
 RATE = 100.0
 COST_RATE = 20.0
 """Events a second. A delivery takes 0.15 to 0.3 ms of one of the cores here, so 200 spokes on two can do twice that at
@@ -119,7 +121,7 @@ class GossipBench:
         """The parts by name; ``flat`` and ``cost`` are numbers of spokes."""
         for count in flat:
             if "flat" in parts:
-                await self._beside_bare("gossip-flat", bare, count, self._events(200_000 // count), 0)
+                await self._beside_bare("gossip-flat", bare, count, self._events(FLAT_DELIVERIES // count), 0)
         if "latency" in parts:
             await self._beside_bare("gossip-latency", bare, max(flat), self._events(500), RATE)
         for count in cost:

@@ -1,5 +1,7 @@
 //! What Python asks about batches and swarm ids without an endpoint, and what it is given of a batch.
 
+use std::io::Write;
+
 use iroh::PublicKey;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
@@ -65,18 +67,36 @@ pub fn frames<'py>(
 
 /// A batch's events as one JSON list, of each its detail and an object with what it adds to `meta`, and how many events
 /// these are. `None` when there are some that are not in parts.
-pub fn parts<'py>(py: Python<'py>, items: &[Item]) -> Option<(usize, Bound<'py, PyBytes>)> {
-    let mut text = vec![b'['];
-    for item in items {
-        let (detail, tail) = item.parts()?;
-        for part in [detail, b",{", event::added(tail), b"},"] {
-            text.extend_from_slice(part);
+pub fn parts<'py>(
+    py: Python<'py>,
+    items: &[Item],
+) -> Option<PyResult<(usize, Bound<'py, PyBytes>)>> {
+    let told: Vec<(&[u8], &[u8])> = items
+        .iter()
+        .map(|item| {
+            item.parts()
+                .map(|(detail, tail)| (detail, event::added(tail)))
+        })
+        .collect::<Option<_>>()?;
+    let size = 1 + told
+        .iter()
+        .map(|(detail, added)| detail.len() + added.len() + 4)
+        .sum::<usize>();
+    let text = PyBytes::new_with(py, size, |mut out| {
+        for (at, (detail, added)) in told.iter().enumerate() {
+            for part in [
+                if at == 0 { b"[" } else { b"," },
+                *detail,
+                b",{",
+                added,
+                b"}",
+            ] {
+                out.write_all(part)?;
+            }
         }
-    }
-    if let Some(last) = text.last_mut() {
-        *last = b']'; // in place of the last comma
-    }
-    Some((items.len(), PyBytes::new(py, &text)))
+        Ok(out.write_all(b"]")?)
+    });
+    Some(text.map(|text| (items.len(), text)))
 }
 
 /// A batch that came another way than by gossip.

@@ -16,6 +16,15 @@ const LEVELS: usize = 64;
 /// What a batch says of each of its events.
 const SAID: [&[u8]; 3] = [b"author", b"epoch", b"seq"];
 
+/// Bytes that every template of [`Template::new`] holds beside its topic.
+const FIXED: usize =
+    br#"{"type":"","detail":,"meta":{"author":"","epoch":"","seq":"#.len() + 64 + 16;
+
+/// Bytes that [`Template::join`] adds to a detail and a tail.
+pub fn left_out(topic: &str, seq: u64) -> usize {
+    FIXED + topic.len() + decimal(seq, &mut [0; DIGITS]).len()
+}
+
 /// The events of one topic, author and epoch: they differ in their number, their detail and what follows the number.
 #[derive(Debug, Clone)]
 pub struct Template {

@@ -377,7 +377,7 @@ fn convert_told<'py>(py: Python<'py>, swarm: &Shared, told: Told) -> PyResult<Bo
             if swarm.parts
                 && let Some(parts) = batch_py::parts(py, &items)
             {
-                return (BATCH, id, author, epoch, first, parts).into_pyobject(py);
+                return (BATCH, id, author, epoch, first, parts?).into_pyobject(py);
             }
             let template = Template::new(&swarm.topic, author.clone(), epoch.clone());
             let frames = batch_py::frames(py, &template, first, &items)?;

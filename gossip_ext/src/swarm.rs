@@ -21,7 +21,7 @@ use crate::kept::Kept;
 use crate::metrics::Totals;
 use crate::runtime::{self, Writer};
 use crate::swarm_py::Join;
-use crate::{broadcast, keys, receive};
+use crate::{broadcast, event, keys, receive};
 
 /// What publish may have queued beyond what iroh-gossip has taken (64 batches more): some ms of a flood. A queue with
 /// nothing in it takes any single publish.
@@ -334,10 +334,22 @@ impl Shared {
         self.lag_waits.store(false, Ordering::Release);
     }
 
+    /// Of an event, here and when Python has it.
+    fn cost(&self, seq: u64, item: &batch::Item) -> usize {
+        let comes_back = match item.parts() {
+            Some(_) if !self.parts => event::left_out(&self.topic, seq),
+            _ => 0,
+        };
+        item.bytes() + comes_back + FRAME_COST
+    }
+
     /// Puts something into the inbox.
     pub fn tell(self: &Arc<Self>, core: &Core, told: Told) {
         let frames = match &told {
-            Told::Batch { items, .. } => items.iter().map(|item| item.bytes() + FRAME_COST).sum(),
+            Told::Batch { items, first, .. } => (*first..)
+                .zip(items)
+                .map(|(seq, item)| self.cost(seq, item))
+                .sum(),
             _ => 0,
         };
         let cost = frames + FRAME_COST;

@@ -2,7 +2,7 @@
 
 use crate::batch::{self, Builder, Fault, Item, MAX_SEQ, Push, epoch_text, open};
 use crate::batches::*;
-use crate::event::{added, parts};
+use crate::event::{Template, added, left_out, parts};
 
 /// What would have a reader take an event for another: another topic's, author's, epoch's, number's.
 #[test]
@@ -127,6 +127,14 @@ fn parts_are_one_value_and_more_members_of_meta() {
     assert!(parts(deep(64).as_bytes(), b"}}"));
     for tail in ["}}", r#","ts":1}}"#, r#","id":"}}","x":{"seq":[1]}}}"#] {
         assert!(parts(b"1", tail.as_bytes()), "{tail}");
+    }
+    for seq in [1, 10, MAX_SEQ] {
+        let (detail, tail) = (&b"null"[..], &br#","ts":1}}"#[..]);
+        let mut whole = Vec::new();
+        let template = Template::new(TOPIC, author().to_string(), epoch_text(EPOCH));
+        template.join(&mut whole, detail, seq, tail);
+        let bytes = detail.len() + left_out(TOPIC, seq) + tail.len();
+        assert_eq!(whole.len(), bytes, "{}", whole.escape_ascii());
     }
     assert_eq!(added(br#","ts":1,"id":"x"}}"#), br#""ts":1,"id":"x""#);
     assert_eq!(added(b"}}"), b"");

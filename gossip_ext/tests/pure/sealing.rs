@@ -228,8 +228,8 @@ fn numbers_end_where_json_readers_lose_count() {
 #[test]
 fn an_event_of_exactly_the_room_goes_in_and_one_byte_more_by_reference() {
     let empty = 123 + TOPIC.len() + 2 + 64;
-    let whole = LIMIT - empty - (1 + 4 + 2) - 2 - "\"\"".len();
-    for (detail, inline) in [(whole, true), (whole + 1, false), (900 * 1024, false)] {
+    let most = LIMIT - empty - (1 + 4 + 2) - 2 - "\"\"".len();
+    for (detail, inline) in [(most, true), (most + 1, false), (900 * 1024, false)] {
         let message = event(1, &format!("\"{}\"", "x".repeat(detail)));
         let mut builder = builder(1, LIMIT);
         assert_eq!(builder.push(message.as_bytes()), Push::Added);
