@@ -30,7 +30,7 @@ DATAGRAM: Final[int]  # (DATAGRAM, conn: int, payload: bytes)
 NEIGHBOUR: Final[int]  # (NEIGHBOUR, swarm: int, node_id: str, up: bool)
 BATCH: Final[int]  # (BATCH, swarm: int, author: str, epoch: str, first_seq: int, events: list | tuple)
 # A checked batch of consecutive events, maybe out of order: JSON messages, and (size, event_hash) for those above the
-# message limit, to be had by stream. In a swarm joined for ``parts``, if all can be told so: codec.Parts in their place.
+# message limit, to be had by stream. In a swarm joined for ``parts``, if all can be told so: codec.Parts instead.
 HEAD: Final[int]  # (HEAD, swarm: int, author: str, epoch: str, seq: int)  the author's newest number, signed
 LAGGED: Final[int]  # (LAGGED, swarm: int)  gossip overran this program: batches are gone, nobody knows which
 SWARM_DRAINED: Final[int]  # (SWARM_DRAINED, swarm: int)  a swarm that refused a publish has room again
