@@ -130,9 +130,10 @@ class SimEndpoint:
         authors: Sequence[str] | None = None,
         inbox_bytes: int = 0,
         keep_bytes: int = 0,
+        parts: bool = False,
     ) -> SimSwarm:
         self.swarms = [swarm for swarm in self.swarms if not swarm.over]
-        swarm = SimSwarm(self.gossip, self, topic, id, peers, hubs, authors)
+        swarm = SimSwarm(self.gossip, self, topic, id, peers, hubs, authors, parts)
         self.swarms.append(swarm)
         return swarm
 

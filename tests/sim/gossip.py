@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import orjson
 
 from broker import _gossip_ext as real
+from broker.protocol.codec import Parts
 from broker.protocol.named import Frame
 from tests.sim.network import Network
 from tests.sim.world import Process, World
@@ -61,7 +62,7 @@ class SwarmHandler(Protocol):
     """broker.border.SwarmHandler."""
 
     def neighbour(self, swarm: int, node_id: str, up: bool) -> None: ...
-    def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, frames: list[Frame]) -> None: ...
+    def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, events: Any) -> None: ...
     def headed(self, swarm: int, author: str, epoch: str, seq: int) -> None: ...
     def lagged(self, swarm: int) -> None: ...
     def swarm_drained(self, swarm: int) -> None: ...
@@ -149,6 +150,18 @@ class Gossip:
         self.world.after(SWEEP, self._sweep)
 
 
+def in_parts(frames: Sequence[Frame]) -> Parts | list[Frame]:
+    """As the extension tells it, if it can: without what the batch says of each."""
+    values: list[Any] = []
+    for frame in frames:
+        if isinstance(frame, tuple):
+            return list(frames)
+        message = orjson.loads(frame)
+        added = {key: value for key, value in message["meta"].items() if key not in ("author", "epoch", "seq")}
+        values += [message["detail"], added]
+    return len(frames), orjson.dumps(values)
+
+
 class SimSwarm:
     """ext.Swarm."""
 
@@ -161,7 +174,9 @@ class SimSwarm:
         peers: Sequence[str],
         hubs: Sequence[str],
         authors: Sequence[str] | None,
+        parts: bool,
     ) -> None:
+        self._parts = parts
         self.gossip, self.endpoint, self.process = gossip, endpoint, endpoint.process
         self.topic, self.swarm_id, self.id = topic, swarm_id, next(gossip.ids)
         self.active: dict[SimSwarm, int] = {}
@@ -336,7 +351,8 @@ class SimSwarm:
             self.endpoint.trace(
                 f"{self.topic}: batch {first}..{first + len(frames) - 1} of {author[-4:]} by {signer[-4:]}"
             )
-            self._tell(lambda to: to.gossiped(self.id, author, epoch, first, list(frames)))
+            events = in_parts(frames) if self._parts else list(frames)
+            self._tell(lambda to: to.gossiped(self.id, author, epoch, first, events))
 
     # -- the rest of ext.Swarm
 

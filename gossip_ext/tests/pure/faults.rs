@@ -177,6 +177,46 @@ fn parts_are_one_value_and_more_members_of_meta() {
     }
 }
 
+/// Whatever passes for parts of an event makes an event that says what its batch says.
+#[test]
+fn what_parts_make_fits() {
+    let template = Template::new(TOPIC, author().to_string(), epoch_text(EPOCH));
+    let pieces = [
+        "1",
+        "null",
+        "\"",
+        "\\",
+        "[",
+        "]",
+        "{",
+        "}",
+        "}}",
+        ",",
+        ":",
+        " ",
+        r#""x":"#,
+        r#""seq":"#,
+        r#""meta":"#,
+        r#","ts":1"#,
+    ];
+    let (mut random, mut made) = (Random(7), 0);
+    for _ in 0..200_000 {
+        let mut text = |most: usize| -> String {
+            (0..random.below(most))
+                .map(|_| *random.pick(&pieces))
+                .collect()
+        };
+        let (detail, tail) = (text(6), format!("{}}}}}", text(6)));
+        if parts(detail.as_bytes(), tail.as_bytes()) {
+            let mut whole = Vec::new();
+            template.join(&mut whole, detail.as_bytes(), 1, tail.as_bytes());
+            assert!(template.fits(&whole, 1), "{detail} and {tail}");
+            made += 1;
+        }
+    }
+    assert!(made > 300, "{made}");
+}
+
 #[test]
 fn no_flipped_bit_is_opened() {
     let head = batch::head(TOPIC, &secret(1), author(), EPOCH, 7, 9, [3; 32]).unwrap();
