@@ -285,7 +285,7 @@ impl<'a> Text<'a> {
     }
 
     fn skip_word(&mut self) {
-        let ends = |byte: &u8| b",]}\" \t\n\r".contains(byte);
+        let ends = |byte: &u8| b",[]{}\" \t\n\r".contains(byte);
         let rest = &self.bytes[self.at..];
         self.at += rest.iter().position(ends).unwrap_or(rest.len());
     }
