@@ -20,6 +20,8 @@ from benchmarks.processes import Cpu, Worker
 
 __all__ = ["PARTS", "GossipBench", "build_bare"]
 
+NATIVE = "gossip-native"
+"""Ours, with spokes that count in Rust and decode nothing, as those of bare iroh-gossip do."""
 PARTS = ("flat", "latency", "cost", "auto", "repair")
 HERE = Path(__file__).parent
 SIZE = 256
@@ -139,9 +141,9 @@ class GossipBench:
 
     @asynccontextmanager
     async def _swarm(
-        self, carrier: str, count: int, *, pause: float = WARM_PAUSE, **topics: Any
+        self, carrier: str, count: int, *, pause: float = WARM_PAUSE, native: bool = False, **topics: Any
     ) -> AsyncIterator[Swarm]:
-        """``pause``: seconds between the events before the first that counts."""
+        """``pause``: seconds between the events before the first that counts. ``native``: spokes count in Rust."""
         async with AsyncExitStack() as stack:
 
             async def worker(role: str, **job: Any) -> Worker:
@@ -152,15 +154,16 @@ class GossipBench:
             hub = await worker("hub", topics={"carrier": carrier, **topics})
             job = {"ticket": hub.ready["ticket"], "carrier": carrier, "size": SIZE, "pause": pause}
             shares = [count // SPOKE_PROCESSES + (n < count % SPOKE_PROCESSES) for n in range(SPOKE_PROCESSES)]
-            spokes = [await worker("spokes", subscribers=share, **job) for share in shares if share]
+            spokes = [await worker("spokes", subscribers=share, native=native, **job) for share in shares if share]
             author = await worker("author", **job)
             await asyncio.sleep(SETTLE_SECONDS)
             yield Swarm(hub, author, spokes, count)
 
     async def _beside_bare(self, figure: str, bare: Path, count: int, events: int, rate: float) -> None:
         for turn in range(self._rounds):
-            async with self._swarm("gossip", count) as swarm:
-                self._tell(figure, "gossip", count, turn=turn, events=events, **await swarm.carry(events, rate))
+            for system in ("gossip", NATIVE) if not rate else ("gossip",):
+                async with self._swarm("gossip", count, native=system == NATIVE) as swarm:
+                    self._tell(figure, system, count, turn=turn, events=events, **await swarm.carry(events, rate))
             self._tell(figure, "bare", count, turn=turn, events=events, **await self._bare(bare, count, events, rate))
 
     async def _bare(self, bare: Path, count: int, events: int, rate: float) -> dict[str, Any]:
@@ -218,7 +221,7 @@ class GossipBench:
         self, count: int, uplink: int | None, rate: float = STEADY_RATE, *, cheaper: str | None = None
     ) -> None:
         """The carrier that ``auto`` has come to, by what the uplink may carry."""
-        topics = {} if uplink is None else {"uplink_bytes": uplink}
+        topics: dict[str, Any] = {} if uplink is None else {"uplink_bytes": uplink}
         async with self._swarm("auto", count, **topics) as swarm:
             events, seconds = 0, time.monotonic()
             carrier = "stream"

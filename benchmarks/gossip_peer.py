@@ -12,6 +12,7 @@ from benchmarks.load import event_value
 from benchmarks.processes import WorkerIO
 from broker import Hub, HubConfig, Spoke, connect
 from broker.config import TopicsConfig
+from broker.spoke.options import SpokeOptions
 
 __all__ = ["TOPIC", "WARM_PAUSE", "author", "hub", "spokes"]
 
@@ -72,17 +73,19 @@ async def author(job: dict[str, Any], io: WorkerIO) -> None:
 
 
 async def spokes(job: dict[str, Any], io: WorkerIO) -> None:
-    """``subscribers`` spokes with an endpoint each. They count, and throw away what is to be a hole."""
+    """``subscribers`` spokes with an endpoint each. They count, and throw away what is to be a hole. ``native``: what
+    comes is counted in Rust, and its numbers are all that is looked at."""
+    options = SpokeOptions(counts_gossip=job["native"])
     gate = asyncio.Semaphore(AT_A_TIME)
     async with AsyncExitStack() as stack:
 
         async def opened(number: int) -> Reader:
             async with gate:
                 spoke = await stack.enter_async_context(
-                    connect(job["ticket"], name=f"bench {number}", timeout=CONNECT_SECONDS)
+                    connect(job["ticket"], name=f"bench {number}", options=options, timeout=CONNECT_SECONDS)
                 )
                 subscription = spoke.subscribe(TOPIC, patience=QUIET_SECONDS, carrier=job["carrier"])
-                reader = Reader(spoke, await stack.enter_async_context(subscription))
+                reader = Reader(spoke, await stack.enter_async_context(subscription), job["native"])
                 await spoke.call("hub.topics", timeout=CONNECT_SECONDS)  # answered after the hub has the subscription
                 return reader
 
@@ -135,8 +138,8 @@ async def _result(readers: list[Reader], seconds: float) -> dict[str, Any]:
 class Reader:
     """One subscription, and what came of it."""
 
-    def __init__(self, spoke: Spoke, subscription: Any) -> None:
-        self.spoke, self.subscription = spoke, subscription
+    def __init__(self, spoke: Spoke, subscription: Any, native: bool) -> None:
+        self.spoke, self.subscription, self.native = spoke, subscription, native
         self.received = self.faults = self.left = 0
         self.ended = 0.0
         self.latencies: list[float] = []
@@ -172,6 +175,9 @@ class Reader:
 
     async def read(self) -> None:
         async for batch in self.subscription.batches():
+            if self.native:
+                self._count(batch)
+                continue
             now = time.monotonic_ns()
             for event in batch:
                 number = event.detail["n"]
@@ -183,3 +189,14 @@ class Reader:
                     self.received += 1
                     self.left -= 1
             self.ended = time.monotonic()
+
+    def _count(self, batch: list[Any]) -> None:
+        """By the numbers of the first and the last: the others are the subscription's word, and its verdict's."""
+        last = batch[-1].seq - WARM - 1
+        first = last - len(batch) + 1
+        self.faults += batch[0].seq - WARM - 1 != first or (first != self._newest + 1 and self._newest > -WARM - 1)
+        self._newest = last
+        counted = max(0, last - max(first, self._first) + 1)
+        self.received += counted
+        self.left -= counted
+        self.ended = time.monotonic()

@@ -19,7 +19,7 @@ from benchmarks.gossip_goals import gossip_rows
 __all__ = ["goals", "machine", "markdown"]
 
 Figures = list[dict[str, Any]]
-CARRIERS = ("gossip", "stream", "auto")
+CARRIERS = ("gossip", "gossip-native", "stream", "auto")
 """What the figures of gossip name as their system, when it is ours."""
 
 

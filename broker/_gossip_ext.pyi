@@ -6,7 +6,7 @@ lets :func:`start_thread` run it beside any asyncio loop, or drives it from the 
 """
 
 from collections.abc import Sequence
-from typing import Any, Final, final
+from typing import Any, Final, Literal, final
 
 __all__ = [
     "BATCH", "CALLS", "CLOSED", "DATAGRAM", "DIAL_FAILED", "DRAINED", "FRAMES", "HEAD", "LAGGED", "NEIGHBOUR",
@@ -28,9 +28,9 @@ DRAINED: Final[int]  # (DRAINED, conn: int)  a lane that refused a send has room
 DIAL_FAILED: Final[int]  # (DIAL_FAILED, token: int, kind: str, code: int | None, message: str)
 DATAGRAM: Final[int]  # (DATAGRAM, conn: int, payload: bytes)
 NEIGHBOUR: Final[int]  # (NEIGHBOUR, swarm: int, node_id: str, up: bool)
-BATCH: Final[int]  # (BATCH, swarm: int, author: str, epoch: str, first_seq: int, events: list | tuple)
+BATCH: Final[int]  # (BATCH, swarm: int, author: str, epoch: str, first_seq: int, events: list | tuple | int)
 # A checked batch of consecutive events, maybe out of order: JSON messages, and (size, event_hash) for those above the
-# message limit, to be had by stream. In a swarm joined for ``parts``, if all can be told so: codec.Parts instead.
+# message limit, to be had by stream. Joined for ``parts``: codec.Parts, if all have them; for ``count``: their number.
 HEAD: Final[int]  # (HEAD, swarm: int, author: str, epoch: str, seq: int)  the author's newest number, signed
 LAGGED: Final[int]  # (LAGGED, swarm: int)  gossip overran this program: batches are gone, nobody knows which
 SWARM_DRAINED: Final[int]  # (SWARM_DRAINED, swarm: int)  a swarm that refused a publish has room again
@@ -307,7 +307,7 @@ class Endpoint:
         authors: Sequence[str] | None = None,
         inbox_bytes: int = 4_194_304,
         keep_bytes: int = 1_048_576,
-        parts: bool = False,
+        events: Literal["frames", "parts", "count"] = "frames",
     ) -> Swarm:
         """Joins a topic's swarm by way of ``peers`` (NodeIds whose addresses were learnt; none: others join by way of
         us). ``hubs`` may publish, and sign on behalf of other authors; ``authors``: who else may publish (None: all).

@@ -52,7 +52,7 @@ class SwarmHandler(Protocol):
         """A neighbour has come or gone."""
 
     def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, events: Any) -> None:
-        """A checked batch of consecutive events: frames, or parts where the swarm was joined for these."""
+        """A checked batch of consecutive events: frames, or parts or their number where the swarm was joined for it."""
 
     def headed(self, swarm: int, author: str, epoch: str, seq: int) -> None:
         """The newest number of a sequence, signed."""

@@ -55,7 +55,7 @@ def bench(
         int, typer.Option("--size", metavar="N", min=1, max=1_000_000, help="Bytes of an event's detail.")
     ] = 256,
     carrier: CarrierOption = "auto",
-    native: Annotated[bool, typer.Option("--native", help="Subscribers count in Rust and decode nothing.")] = False,
+    native: Annotated[bool, typer.Option("--native", help="Subscribers count in Rust, decode nothing.")] = False,
     processes: Annotated[
         int, typer.Option("--processes", metavar="N", min=1, max=64, help="The subscribers are spread over so many.")
     ] = 1,
@@ -71,8 +71,6 @@ def bench(
         raise UsageError(
             "bench counts to the last event, and nobody acknowledges a datagram; auto, stream and gossip go"
         )
-    if native and carrier == "gossip":
-        raise UsageError("--native subscribers count what comes by stream: leave out --native or --carrier gossip")
     common = Common.start(json, log_level, log_format, connect_timeout=connect_timeout, relay=relay, relay_ca=relay_ca)
     load = _Load(read_ticket(ticket), calls, inflight, events, subscribers, size, carrier, native, processes)
     return run(load.run(common))

@@ -53,7 +53,8 @@ def _say(value: dict[str, Any]) -> None:
 def _options(job: dict[str, Any]) -> SpokeOptions:
     from broker.spoke.options import SpokeOptions
 
-    return SpokeOptions(relays=tuple(job["relays"]), relay_ca=job["relay_ca"])
+    counts = job.get("native", False)
+    return SpokeOptions(relays=tuple(job["relays"]), relay_ca=job["relay_ca"], counts_gossip=counts)
 
 
 async def _answer(job: dict[str, Any]) -> None:
@@ -72,7 +73,7 @@ async def _answer(job: dict[str, Any]) -> None:
 
 
 async def _subscribe(job: dict[str, Any]) -> None:
-    open_one = _native if job["native"] else _python
+    open_one = _native if job["native"] and job["carrier"] != "gossip" else _python
     async with AsyncExitStack() as stack:
         gate = asyncio.Semaphore(OPENING_AT_A_TIME)
 
@@ -95,11 +96,12 @@ async def _subscribe(job: dict[str, Any]) -> None:
     )
 
 
-class _PythonReader:
-    """A subscription whose events are decoded, as a program would."""
+class _Reader:
+    """A subscription whose events are decoded, as a program would; or, of a spoke that counts, are not."""
 
     def __init__(self, events: Subscription, job: dict[str, Any]) -> None:
         self._events, self._expected, self._quiet = events, job["events"], job["quiet"]
+        self._native = job["native"]
 
     async def count(self) -> dict[str, Any]:
         received, ended = 0, time.perf_counter()
@@ -112,13 +114,14 @@ class _PythonReader:
             except (TimeoutError, StopAsyncIteration):
                 break
             ended, now = time.perf_counter(), time.monotonic_ns()
-            latencies += [(now - event.detail["t"]) / 1e9 for event in batch if event.detail["n"] % SAMPLE == 0]
+            read = () if self._native else batch
+            latencies += [(now - event.detail["t"]) / 1e9 for event in read if event.detail["n"] % SAMPLE == 0]
             received += len(batch)
         return {"received": received, "ended": ended, "latencies": latencies, "verdict": self._events.verdict}
 
 
 @asynccontextmanager
-async def _python(job: dict[str, Any]) -> AsyncIterator[_PythonReader]:
+async def _python(job: dict[str, Any]) -> AsyncIterator[_Reader]:
     from broker import connect
 
     async with (
@@ -126,7 +129,7 @@ async def _python(job: dict[str, Any]) -> AsyncIterator[_PythonReader]:
         spoke.subscribe(job["topic"], patience=job["quiet"], carrier=job["carrier"]) as events,
     ):
         await spoke.call("hub.topics")  # calls are answered in order after it: the hub has the subscription
-        yield _PythonReader(events, job)
+        yield _Reader(events, job)
 
 
 @asynccontextmanager

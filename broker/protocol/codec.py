@@ -32,6 +32,7 @@ __all__ = [
     "decode_parts",
     "encode",
     "frame",
+    "places",
     "request_id_of",
 ]
 
@@ -122,6 +123,12 @@ def decode_parts(parts: Parts, topic: str, author: str, epoch: str, first_seq: i
         meta["author"], meta["epoch"], meta["seq"] = author, epoch, seq
         messages.append(_new(into, (topic, detail, meta)))
     return messages
+
+
+def places(count: int, topic: str, author: str, epoch: str, first_seq: int, into: type[M]) -> list[M]:
+    """The same of events of which nothing came but that they did: their place, and None for a detail."""
+    seqs = range(first_seq, first_seq + count)
+    return [_new(into, (topic, None, {"author": author, "epoch": epoch, "seq": seq})) for seq in seqs]
 
 
 def encode(type: str, detail: Any, meta: dict[str, Any] | None = None) -> bytes:

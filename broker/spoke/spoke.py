@@ -66,7 +66,7 @@ class Spoke:
         self._answers = Answers(self._offers, self._link.send, self._link.control)
         self._subscriptions = Subscriptions(self._link.control)
         self._datagrams = Datagrams(self._link, self._subscriptions)
-        self._swarms = Swarms(self._link, self._subscriptions, lambda: self.options.gossip)
+        self._swarms = Swarms(self._link, self._subscriptions, lambda: self.options)
         self._publisher = Publisher(
             send=self._link.send_topics,
             send_control=self._link.control,

@@ -20,12 +20,13 @@ from typing import Any, Final
 from broker.errors import Closed, ConnectError, FrameError, TopicError
 from broker.events import Event
 from broker.protocol import membership as m
-from broker.protocol.codec import Parts, decode, decode_batch, decode_parts
+from broker.protocol.codec import Parts, decode, decode_batch, decode_parts, places
 from broker.protocol.named import Frame, runs
 from broker.protocol.pacing import REPORT
 from broker.protocol.routing import check_topic, matches
 from broker.protocol.wire import CloseCode
 from broker.spoke.link import Link
+from broker.spoke.options import SpokeOptions
 from broker.spoke.publisher import Publisher
 from broker.spoke.subscriptions import Subscriptions
 from broker.spoke.swarm import Source, SwarmTopic
@@ -48,6 +49,8 @@ HEARD_EVERY: Final = 0.25
 """Seconds between two words to a machine that its swarm is heard: it reckons in seconds, and events come faster."""
 JOIN_TIMEOUT: Final = 10.0
 """Seconds that a program waits for a swarm that it wants."""
+Batch = list[Frame] | Parts | int
+"""Of a checked batch its events, in full or in parts, or how many they are."""
 
 
 @dataclass(slots=True)
@@ -62,8 +65,8 @@ class _Handle:
 class Swarms:
     """All swarms of a spoke: broker.border.SwarmHandler, and the publisher's Ways."""
 
-    def __init__(self, link: Link, subscriptions: Subscriptions, gossips: Callable[[], bool]) -> None:
-        self._link, self._subscriptions, self._gossips = link, subscriptions, gossips
+    def __init__(self, link: Link, subscriptions: Subscriptions, options: Callable[[], SpokeOptions]) -> None:
+        self._link, self._subscriptions, self._options = link, subscriptions, options
         self.publisher: Publisher
         self.on_peers: Callable[[PeerList], None] = lambda _said: None
         self._topics: dict[str, SwarmTopic] = {}
@@ -80,7 +83,7 @@ class Swarms:
     async def joined(self, topic: str, timeout: float = JOIN_TIMEOUT) -> None:
         """Asks for a swarm of this topic, and returns when it is heard. TopicError when the hub will have none."""
         check_topic(topic)
-        if not self._gossips():
+        if not self._options().gossip:
             raise TopicError(f"{topic}: this spoke does not gossip (SpokeOptions.gossip)", code="NO_SWARM")
         entry = self._open(topic)
         if entry.machine.joined:
@@ -133,7 +136,7 @@ class Swarms:
             self.publisher.look(topic)
 
     def _may_follow(self, topic: str) -> bool:
-        if not self._gossips() or any(matches(pattern, topic) for pattern in self._stream_only):
+        if not self._options().gossip or any(matches(pattern, topic) for pattern in self._stream_only):
             return False
         room = topic in self._topics or len(self._topics) < MAX_SWARMS
         self._counts["declined"] += not room
@@ -154,7 +157,7 @@ class Swarms:
     def peers(self, detail: Any) -> None:
         """``hub.peers``: who may gossip with this spoke."""
         said = peer_list(detail)
-        if self._link.endpoint is not None and self._gossips():
+        if self._link.endpoint is not None and self._options().gossip:
             try:
                 self._link.endpoint.admit_peers(said.add, said.remove, full=said.full, framed=True)
             except ValueError as error:
@@ -172,7 +175,7 @@ class Swarms:
 
     def hub_up(self) -> None:
         """After the subscriptions were made: the hub hears where we are, and what it may lack."""
-        if not self._topics and self._gossips() and self._link.endpoint is not None:
+        if not self._topics and self._options().gossip and self._link.endpoint is not None:
             # Whom it let in before may be banned by now, and the hub tells of peers with the first swarm.
             self._link.endpoint.admit_peers([], full=True, framed=True)
         for entry in list(self._topics.values()):
@@ -206,7 +209,7 @@ class Swarms:
             self._handle(handle.topic, m.Neighbour(handle.id, node_id, up))
             self.publisher.look(handle.topic.name)
 
-    def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, events: list[Frame] | Parts) -> None:
+    def gossiped(self, swarm: int, author: str, epoch: str, first_seq: int, events: Batch) -> None:
         if (handle := self._handles.get(swarm)) is not None:
             self.take(handle.topic.name, author, epoch, first_seq, events)
             self._heard(handle)
@@ -237,12 +240,12 @@ class Swarms:
         if (handle := self._handles.get(swarm)) is not None:
             self.publisher.look(handle.topic.name)
 
-    def take(self, topic: str, author: str, epoch: str, first_seq: int, batch: list[Frame] | Parts) -> None:
+    def take(self, topic: str, author: str, epoch: str, first_seq: int, batch: Batch) -> None:
         """A checked batch, from a swarm or from somebody who was asked for it. What is only named is a hole."""
         if (entry := self._topics.get(topic)) is None or (entry.authors is not None and author not in entry.authors):
             self._counts["uninvited"] += 1
             return
-        count = batch[0] if isinstance(batch, tuple) else len(batch)
+        count = batch if isinstance(batch, int) else batch[0] if isinstance(batch, tuple) else len(batch)
         source = entry.heard(author, epoch, first_seq + count - 1, time.monotonic())
         heard = source.first
         if source.newest - source.told >= REPORT:
@@ -250,7 +253,9 @@ class Swarms:
         if not self._subscriptions.wants(topic):
             return
         try:
-            if isinstance(batch, tuple):
+            if isinstance(batch, int):
+                found = [(first_seq, places(batch, topic, author, epoch, first_seq, Event))]
+            elif isinstance(batch, tuple):
                 found = [(first_seq, decode_parts(batch, topic, author, epoch, first_seq, Event))]
             else:
                 self._link.named.batch(topic, author, epoch, first_seq, batch)
@@ -356,7 +361,12 @@ class Swarms:
     def _join(self, entry: SwarmTopic, id: str, bootstrap: tuple[str, ...]) -> None:
         assert self._link.endpoint is not None
         swarm = self._link.endpoint.join(
-            entry.name, bytes.fromhex(id), bootstrap, hubs=entry.hubs, authors=_sorted(entry.authors), parts=True
+            entry.name,
+            bytes.fromhex(id),
+            bootstrap,
+            hubs=entry.hubs,
+            authors=_sorted(entry.authors),
+            events="count" if self._options().counts_gossip else "parts",
         )
         entry.swarms[id] = swarm
         self._handles[swarm.id] = _Handle(entry, id)

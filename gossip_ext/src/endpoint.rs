@@ -25,6 +25,7 @@ use crate::outbox::{CALLS, Shared, TOPICS};
 use crate::overview::Overview;
 use crate::relays::{Authorities, Relays};
 use crate::stats::ConnectionStats;
+use crate::swarm::Telling;
 use crate::swarm_py::{Join, Swarm};
 use crate::{keys, relays, runtime, spin, stand_in};
 
@@ -443,7 +444,7 @@ impl Endpoint {
 
     #[pyo3(signature = (
         topic, id, peers, *, hubs=Vec::new(), authors=None, inbox_bytes=4_194_304, keep_bytes=1_048_576,
-        parts=false,
+        events="frames",
     ))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn join(
@@ -455,7 +456,7 @@ impl Endpoint {
         authors: Option<Vec<String>>,
         inbox_bytes: usize,
         keep_bytes: usize,
-        parts: bool,
+        events: &str,
     ) -> Result<Swarm> {
         self.check_open()?;
         let gossip = self.core.gossip().ok_or(Error::NoGossip)?;
@@ -467,7 +468,7 @@ impl Endpoint {
             authors,
             inbox_bytes,
             keep_bytes,
-            parts,
+            events: Telling::parse(events)?,
         };
         Swarm::join(&self.core, gossip, join)
     }

@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::event::Template;
 use crate::metrics::Counters;
 use crate::runtime;
-use crate::swarm::Shared;
+use crate::swarm::{Shared, Telling};
 
 /// Item kinds, the first member of each tuple.
 pub const OPENED: u8 = 0;
@@ -374,10 +374,16 @@ fn convert_told<'py>(py: Python<'py>, swarm: &Shared, told: Told) -> PyResult<Bo
             items,
         } => {
             let (author, epoch) = (author.to_string(), epoch_text(epoch));
-            if swarm.parts
-                && let Some(parts) = batch_py::parts(py, &items)
-            {
-                return (BATCH, id, author, epoch, first, parts?).into_pyobject(py);
+            match swarm.events {
+                Telling::Parts => {
+                    if let Some(parts) = batch_py::parts(py, &items) {
+                        return (BATCH, id, author, epoch, first, parts?).into_pyobject(py);
+                    }
+                }
+                Telling::Count if items.iter().all(batch::Item::is_here) => {
+                    return (BATCH, id, author, epoch, first, items.len()).into_pyobject(py);
+                }
+                Telling::Count | Telling::Frames => {}
             }
             let template = Template::new(&swarm.topic, author.clone(), epoch.clone());
             let frames = batch_py::frames(py, &template, first, &items)?;

@@ -78,6 +78,11 @@ impl Item {
         }
     }
 
+    /// Whether it came, and was not only named.
+    pub fn is_here(&self) -> bool {
+        !matches!(self, Self::Reference { .. })
+    }
+
     /// Detail and tail, when it has these.
     pub fn parts(&self) -> Option<(&[u8], &[u8])> {
         match self {

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::batch;
 use crate::connection::InboxShare;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gossip::Gossip;
 use crate::hub::Core;
 use crate::inbox::{FRAME_COST, Item, Told};
@@ -36,6 +36,31 @@ const SUBSCRIPTION: usize = 1024;
 
 /// Fewest of them: some turns of its forwarding task, which moves 64 a turn.
 const SUBSCRIPTION_LEAST: usize = 128;
+
+/// What Python is told of a batch's events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Telling {
+    /// Whole messages.
+    Frames,
+    /// What their batch does not say of them, where that can be told apart.
+    Parts,
+    /// How many they are, where all of them are here.
+    Count,
+}
+
+impl Telling {
+    /// By its name in Python.
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "frames" => Ok(Self::Frames),
+            "parts" => Ok(Self::Parts),
+            "count" => Ok(Self::Count),
+            _ => Err(Error::Value(format!(
+                "events are told as frames, parts or count, not {name:?}"
+            ))),
+        }
+    }
+}
 
 /// Who may say what in a swarm.
 #[derive(Debug)]
@@ -125,8 +150,8 @@ pub struct Shared {
     pub payload_bytes: usize,
     /// Messages that a subscription may hold.
     pub subscription: usize,
-    /// Python wants events in parts.
-    pub parts: bool,
+    /// What Python wants of events.
+    pub events: Telling,
     /// Undrained bytes.
     pub inbox: InboxShare,
     /// Totals.
@@ -158,7 +183,7 @@ impl Shared {
             topic_id,
             payload_bytes: batch::usable(gossip.message_bytes),
             subscription,
-            parts: join.parts,
+            events: join.events,
             inbox: InboxShare::new(join.inbox_bytes),
             totals: Totals::default(),
             phase: watch::Sender::new(Phase::In),
@@ -337,7 +362,7 @@ impl Shared {
     /// Of an event, here and when Python has it.
     fn cost(&self, seq: u64, item: &batch::Item) -> usize {
         let comes_back = match item.parts() {
-            Some(_) if !self.parts => event::left_out(&self.topic, seq),
+            Some(_) if self.events == Telling::Frames => event::left_out(&self.topic, seq),
             _ => 0,
         };
         item.bytes() + comes_back + FRAME_COST

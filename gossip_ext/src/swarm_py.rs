@@ -13,7 +13,7 @@ use crate::batch::{self, MAX_SEQ};
 use crate::error::{Error, Result};
 use crate::gossip::Gossip;
 use crate::hub::Core;
-use crate::swarm::{self, Phase, Shared};
+use crate::swarm::{self, Phase, Shared, Telling};
 use crate::{broadcast, keys, runtime};
 
 /// Bytes of a topic: its length is one byte on the wire.
@@ -44,8 +44,8 @@ pub struct Join {
     pub inbox_bytes: usize,
     /// Bound of the kept batches.
     pub keep_bytes: usize,
-    /// Events in parts.
-    pub parts: bool,
+    /// What is wanted of events.
+    pub events: Telling,
 }
 
 /// One topic's gossip overlay, as this endpoint is in it.

@@ -277,3 +277,13 @@ def test_a_bench_counts(hub: Running) -> None:
     done = broker("bench", hub.ticket, "--calls", 0, *sizes[4:], "--native", "--processes", 2, "--json")
     events = json.loads(done.stdout)["events"]
     assert (events["deliveries"], events["native"], events["processes"]) == (1_500, True, 2)
+
+
+def test_a_bench_by_gossip_counts_in_rust_and_knows_that_all_came(hub: Running) -> None:
+    sizes = ["--calls", 0, "--events", 500, "--subscribers", 3, "--carrier", "gossip", "--json"]
+    told = [json.loads(broker("bench", hub.ticket, *sizes, *more).stdout)["events"] for more in ((), ("--native",))]
+    for events in told:
+        assert (events["deliveries"], events["carrier"], events["verdicts"]) == (1_500, "gossip", ["complete"])
+    assert [events["native"] for events in told] == [False, True]
+    assert "p50_ms" in told[0]
+    assert "p50_ms" not in told[1], "somebody read an event"

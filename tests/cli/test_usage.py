@@ -71,7 +71,6 @@ def test_the_commands_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
         ("pub x topic --file .", ". is a directory"),
         ("bench x --carrier datagram", "nobody acknowledges a datagram"),
         ("sub x a.* --carrier gossip", "not the pattern a.*"),
-        ("bench x --native --carrier gossip", "leave out --native"),
         ("pub x topic 1 --carrier pigeon", "Invalid value for '--carrier'"),
         ("sub x", "Missing argument 'TOPIC...'"),
         ("sub x t --since yesterday", "--since yesterday: give a seq from 1, or start"),

@@ -54,7 +54,7 @@ def test_who_joined_for_parts_reads_in_them_what_others_read_in_messages() -> No
     with peers(3) as (a, b, c):
         at_a, at_b, at_c = (
             a.endpoint.join(TOPIC, ID, []),
-            *(node.endpoint.join(TOPIC, ID, [a.node_id], parts=parts) for node, parts in ((b, True), (c, False))),
+            *(node.endpoint.join(TOPIC, ID, [a.node_id], events="parts" if node is b else "frames") for node in (b, c)),
         )
         wait_until(lambda: all(swarm.neighbours() for swarm in (at_a, at_b, at_c)))
         first = event(a.node_id, 1, {"n": [1, "]}"]})
@@ -81,12 +81,33 @@ def test_who_joined_for_parts_reads_in_them_what_others_read_in_messages() -> No
 )
 def test_a_batch_with_an_event_that_has_no_parts_comes_in_frames(odd: Callable[[bytes], bytes]) -> None:
     with peers(2) as (a, b):
-        at_a, at_b = a.endpoint.join(TOPIC, ID, []), b.endpoint.join(TOPIC, ID, [a.node_id], parts=True)
+        at_a, at_b = a.endpoint.join(TOPIC, ID, []), b.endpoint.join(TOPIC, ID, [a.node_id], events="parts")
         wait_until(lambda: bool(at_a.neighbours() and at_b.neighbours()))
         frames = [event(a.node_id, 1), odd(event(a.node_id, 2))]
         publish(a, at_a, 1, frames)
         expected = frames if len(frames[1]) < 4_096 else [frames[0], named(frames[1])]
         assert hear(b, at_b, 2) == dict(enumerate(expected, 1))
+
+
+def test_who_joined_to_count_is_told_how_many_came_and_which_are_only_named() -> None:
+    with peers(2) as (a, b):
+        at_a, at_b = a.endpoint.join(TOPIC, ID, []), b.endpoint.join(TOPIC, ID, [a.node_id], events="count")
+        wait_until(lambda: bool(at_a.neighbours() and at_b.neighbours()))
+        publish(a, at_a, 1, events(a.node_id, 1, 40))
+        counted = 0
+        while counted < 40:
+            _, _, author, epoch, seq, count = b.wait(ext.BATCH, conn=at_b.id)
+            assert (author, epoch, seq) == (a.node_id, EPOCH, counted + 1)
+            counted += count
+        large = event(a.node_id, 42).replace(b'"x"', b'"%b"' % (b"x" * 5_000))
+        frames = [event(a.node_id, 41), large]
+        publish(a, at_a, 41, frames)
+        assert hear(b, at_b, 2) == {41: frames[0], 42: named(large)}
+
+
+def test_events_are_told_in_ways_that_there_are() -> None:
+    with peers(1) as (a,), pytest.raises(ValueError, match='told as frames, parts or count, not "words"'):
+        a.endpoint.join(TOPIC, ID, [], events="words")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("message_bytes", [512, 4096, 65_536])

@@ -130,10 +130,10 @@ class SimEndpoint:
         authors: Sequence[str] | None = None,
         inbox_bytes: int = 0,
         keep_bytes: int = 0,
-        parts: bool = False,
+        events: str = "frames",
     ) -> SimSwarm:
         self.swarms = [swarm for swarm in self.swarms if not swarm.over]
-        swarm = SimSwarm(self.gossip, self, topic, id, peers, hubs, authors, parts)
+        swarm = SimSwarm(self.gossip, self, topic, id, peers, hubs, authors, events)
         self.swarms.append(swarm)
         return swarm
 

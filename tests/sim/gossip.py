@@ -174,9 +174,9 @@ class SimSwarm:
         peers: Sequence[str],
         hubs: Sequence[str],
         authors: Sequence[str] | None,
-        parts: bool,
+        events: str,
     ) -> None:
-        self._parts = parts
+        self._parts = events == "parts"
         self.gossip, self.endpoint, self.process = gossip, endpoint, endpoint.process
         self.topic, self.swarm_id, self.id = topic, swarm_id, next(gossip.ids)
         self.active: dict[SimSwarm, int] = {}

@@ -22,6 +22,7 @@ from broker.protocol.registration import GossipPlace, Operation, Registration, p
 from broker.protocol.ticket import Ticket
 from broker.protocol.wire import GOSSIP, RESERVED_PREFIXES, CloseCode
 from broker.spoke.hubs import KnownHubs
+from broker.spoke.options import SpokeOptions
 from broker.spoke.publisher import Publisher
 from broker.spoke.repairs import Repairs
 from broker.spoke.subscription import Subscription
@@ -108,7 +109,7 @@ class SimSpoke(Process):
         self.subscriptions = Subscriptions(control)
         for name in ("_holey", "_woken"):
             setattr(self.subscriptions, name, InOrder())
-        self.swarms = Swarms(link, self.subscriptions, lambda: self.spec.gossips)
+        self.swarms = Swarms(link, self.subscriptions, lambda: SpokeOptions(gossip=self.spec.gossips))
         self.publisher = Publisher(
             send=self.link.send_topics,
             send_control=control,
