@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from broker import _gossip_ext as ext
@@ -22,7 +22,7 @@ from broker.hub.holes import Holes, Key
 from broker.protocol import overlay
 from broker.protocol.beats import Beats
 from broker.protocol.carrier import Carrier
-from broker.protocol.codec import Message, decode_batch
+from broker.protocol.codec import check_batch
 from broker.protocol.named import Frame, Named, runs
 from broker.protocol.overlay import Overlay
 from broker.protocol.pacing import Pacing
@@ -202,7 +202,7 @@ class TopicSwarm:
             self._swarms.members.publishes(self, peer, author, now)
         newest = self.channel.ring.newest(author, epoch)
         if seq <= newest:
-            self._swarms.topics.accept(self.channel, author, epoch, seq, frame)  # again: it is counted, and acked again
+            self._swarms.topics.accept(self.channel, author, epoch, seq, [frame])  # again: counted, and acked again
             return
         if seq > newest + 1 and key not in self._heard and not self._swarms.members.gossips(peer):
             self._take(key, self.sequences.lost(self.topic, author, epoch, newest + 1, seq - 1, now), now)
@@ -225,18 +225,15 @@ class TopicSwarm:
         found = list(runs(first, frames))
         if not all(self._is_right(author, epoch, seq, run) for seq, run in found):
             return 0
+        self.named.batch(self.topic, author, epoch, first, frames)
         out: list[Item] = []
         for begin, run in found:
             if run:
                 items = [(key, seq, frame) for seq, frame in enumerate(run, begin)]
                 out += self.sequences.run(self.topic, author, epoch, begin, items, now)
                 continue
-            frame = frames[begin - first]
-            assert isinstance(frame, tuple)
-            place = self.topic, author, epoch, begin
-            self.named.name(place, frame)
             # That whoever was asked has not got it either is no reason to ask on.
-            (self.sequences.head if asked else self.sequences.left_out)(*place, now)
+            (self.sequences.head if asked else self.sequences.left_out)(self.topic, author, epoch, begin, now)
         self._hear(key, last)
         self._take(key, out, now)
         self._swarms.touched(self)
@@ -245,7 +242,7 @@ class TopicSwarm:
     def _is_right(self, author: str, epoch: str, first: int, run: list[bytes]) -> bool:
         """Whether events that the extension says are these may be taken."""
         try:
-            decode_batch(run, Message)
+            check_batch(run)
         except FrameError:
             return False
         places = ((self.topic, author, epoch, seq) for seq in range(first, first + len(run)))
@@ -326,10 +323,12 @@ class TopicSwarm:
             channel.remember_author(key, peer)
         listens = bool(self.handles) and (self.shared or self.overlay.listens)
         forward = self._forwards.add if listens and EPOCH.fullmatch(epoch) else None
-        for _, seq, frame in items:
-            accept(channel, author, epoch, seq, frame)
-            if forward is not None and seq > heard:
-                forward(key, seq, frame)
+        for first, frames in _runs(items):
+            accept(channel, author, epoch, first, frames)
+        if forward is not None:
+            for _, seq, frame in items if items[-1][1] > heard else ():
+                if seq > heard:
+                    forward(key, seq, frame)
         newest = items[-1][1]
         if author != self._swarms.node_id:
             self._heads.moved(key, newest, now, gossips=newest <= heard)
@@ -440,3 +439,12 @@ class TopicSwarm:
         if self._forwards and not self.channel.withheld:
             dues.append(self._hold_until)
         return min((due for due in dues if due is not None), default=None)
+
+
+def _runs(items: list[Item]) -> Iterator[tuple[int, list[bytes]]]:
+    """Items in order as runs of consecutive numbers, with the first of each."""
+    begin = 0
+    for end in range(1, len(items) + 1):
+        if end == len(items) or items[end][1] != items[end - 1][1] + 1:
+            yield items[begin][1], [frame for _, _, frame in items[begin:end]]
+            begin = end

@@ -94,17 +94,21 @@ class Topics:
         else:
             channel.counters.duplicates += 1
 
-    def accept(self, channel: Channel, author: str, epoch: str, seq: int, frame: bytes) -> None:
-        """One event that has passed its topic's swarm."""
-        if channel.ring.append(author, epoch, seq, frame) is not Outcome.ACCEPTED:
-            channel.counters.duplicates += 1
-            return
-        if not channel.pending:
-            self._fan_out.dirty.append(channel)
-        channel.pending.append(frame)
-        channel.unacked += 1
-        if len(channel.pending) >= self._fan_out_events:
-            self._fan_out.flush(channel)
+    def accept(self, channel: Channel, author: str, epoch: str, first_seq: int, frames: list[bytes]) -> None:
+        """Consecutive events that have passed their topic's swarm."""
+        at = 0
+        while some := frames[at : at + self._fan_out_events - len(channel.pending)]:
+            new = channel.ring.extend(author, epoch, first_seq + at, some)
+            at += len(some)
+            channel.counters.duplicates += len(some) - new
+            if not new:
+                continue
+            if not channel.pending:
+                self._fan_out.dirty.append(channel)
+            channel.pending += some[-new:]
+            channel.unacked += new
+            if len(channel.pending) >= self._fan_out_events:
+                self._fan_out.flush(channel)
 
     def announced(
         self, peer: int, topic: str, author: str, epoch: str, seq: int, acked: int, first: int = 1, gossiped: int = 0

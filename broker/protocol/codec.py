@@ -27,6 +27,7 @@ __all__ = [
     "FrameReader",
     "Message",
     "Parts",
+    "check_batch",
     "decode",
     "decode_batch",
     "decode_parts",
@@ -94,17 +95,17 @@ def decode_batch(frames: list[bytes], into: type[M]) -> list[M]:
     """The messages of a signed batch's events, read as one JSON text, which costs two thirds of reading each. Only for
     frames of which the extension has seen that each, if it is JSON, is one object with a type and an object as meta
     (gossip_ext/src/event.rs). FrameError 19 or 20 when one is no JSON, or too nested."""
+    return [_new(into, (value["type"], value.get("detail"), value["meta"])) for value in check_batch(frames)]
+
+
+def check_batch(frames: list[bytes]) -> list[dict[str, Any]]:
+    """The same for whoever passes them on: what the JSON is."""
     text = b"[%b]" % b",".join(frames)
-    try:
-        values = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise _unreadable(text, error) from None
-    if len(values) != len(frames):  # else the numbers of the rest would be wrong
-        raise FrameError(f"{len(frames)} events of a batch read as {len(values)}", close_code=CloseCode.BAD_JSON)
+    values = _list(text, len(frames), len(frames))
     if max(map(len, frames), default=0) > 2 * MAX_NESTING:
         for value in values:
             _check_nesting(value)
-    return [_new(into, (value["type"], value.get("detail"), value["meta"])) for value in values]
+    return values
 
 
 def decode_parts(parts: Parts, topic: str, author: str, epoch: str, first_seq: int, into: type[M]) -> list[M]:
@@ -112,12 +113,7 @@ def decode_parts(parts: Parts, topic: str, author: str, epoch: str, first_seq: i
     read. Of each the extension has seen that it is one value and one object, if the list is JSON, and no deeper than 64
     levels (gossip_ext/src/event.rs). FrameError 19 or 20 when the list is none."""
     count, text = parts
-    try:
-        values = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise _unreadable(text, error) from None
-    if len(values) != 2 * count:
-        raise FrameError(f"{count} events of a batch read as {len(values)} parts", close_code=CloseCode.BAD_JSON)
+    values = _list(text, 2 * count, count)
     messages = []
     for seq, detail, meta in zip(range(first_seq, first_seq + count), values[::2], values[1::2], strict=True):
         meta["author"], meta["epoch"], meta["seq"] = author, epoch, seq
@@ -129,6 +125,18 @@ def places(count: int, topic: str, author: str, epoch: str, first_seq: int, into
     """The same of events of which nothing came but that they did: their place, and None for a detail."""
     seqs = range(first_seq, first_seq + count)
     return [_new(into, (topic, None, {"author": author, "epoch": epoch, "seq": seq})) for seq in seqs]
+
+
+def _list(text: bytes, length: int, events: int) -> list[Any]:
+    """What a batch's events read as: if they are fewer or more, the numbers of the rest would be wrong."""
+    try:
+        values: list[Any] = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise _unreadable(text, error) from None
+    if len(values) != length:
+        what = f"{events} events of a batch read as {len(values)} values in place of {length}"
+        raise FrameError(what, close_code=CloseCode.BAD_JSON)
+    return values
 
 
 def encode(type: str, detail: Any, meta: dict[str, Any] | None = None) -> bytes:

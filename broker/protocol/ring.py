@@ -106,6 +106,22 @@ class Ring:
             self._make_room()
         return Outcome.ACCEPTED
 
+    def extend(self, author: str, epoch: str, first_seq: int, frames: list[bytes]) -> int:
+        """Consecutive events of an author: `append` for each, at the price of one. Returns how many were new."""
+        for at, frame in enumerate(frames, 1):
+            if self.append(author, epoch, first_seq + at - 1, frame) is Outcome.ACCEPTED:
+                break
+        else:
+            return 0
+        if rest := frames[at:]:
+            source = self._sources[author, epoch]
+            source.newest += len(rest)
+            source.indexes.extend(range(self.next_index, self.next_index + len(rest)))
+            self.next_index += len(rest)
+            self.bytes += self._entries.extend(source, first_seq + at, rest)
+            self._make_room()
+        return len(rest) + 1
+
     def _admit(self, author: str, epoch: str, seq: int) -> Source:
         if len(self._sources) >= MAX_AUTHORS:
             key = next((key for key, one in self._sources.items() if not one.indexes), next(iter(self._sources)))
@@ -287,30 +303,14 @@ class Ring:
         frames: list[bytes]
         indexes: Sequence[int]
         if one.skip:
-            frames, indexes, one.index = self._unskipped(begin, one.skip, max_events, max_bytes)
+            limits = max_events, max_bytes
+            frames, indexes, one.index = self._entries.unskipped(begin, self.next_index, one.skip, *limits)
         else:
             one.index = self._entries.end_of(begin, max_events, max_bytes)
             frames, indexes = self._entries.frames(begin, one.index), range(begin, one.index)
         one.passed_events += one.index - begin
         one.passed_bytes += self._entries.bytes(begin, one.index)
         return frames, indexes
-
-    def _unskipped(
-        self, index: int, skip: dict[Source, int], max_events: int, max_bytes: int
-    ) -> tuple[list[bytes], list[int], int]:
-        frames: list[bytes] = []
-        indexes: list[int] = []
-        while index < self.next_index:
-            source, seq = self._entries.of(index)
-            if seq > skip.get(source, 0):
-                frame = self._entries.frame(index)
-                max_bytes -= len(frame)
-                if len(frames) >= max_events or (frames and max_bytes < 0):
-                    break
-                frames.append(frame)
-                indexes.append(index)
-            index += 1
-        return frames, indexes, index
 
     # -- time
 

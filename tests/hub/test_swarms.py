@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import pytest
 
 from broker.hub import peers, readers
@@ -324,6 +325,20 @@ async def test_what_a_hundred_ask_for_within_the_jitter_is_looked_up_once(monkey
             monkeypatch.setattr(readers, "MAX_ANSWERS", 4)
             table.repair(1_000, "a", x.node_id, EPOCH, first, first)
         assert len(table._answers) == 4
+
+
+async def test_what_waited_behind_holes_keeps_its_numbers() -> None:
+    async with a_hub(**GOSSIP) as hub, gossipers(hub, "x", want=True) as (x,):
+        x.gossip("a", 1, 1)
+        await x.hears("topic.ack", seq=1)
+        swarm = hub.router.swarms.by_topic["a"]
+        for first, last in ((3, 4), (6, 9)):
+            run = [event(x.node_id, seq) for seq in range(first, last + 1)]
+            swarm.from_gossip(x.node_id, EPOCH, first, list(run))
+        swarm.lost((x.node_id, EPOCH), 2, 5)
+        span = swarm.channel.ring.range(x.node_id, EPOCH, 1, 9)
+        assert [orjson.loads(frame)["meta"]["seq"] for frame in span.frames] == [1, 3, 4, 6, 7, 8, 9]
+        assert span.missing == [(2, 2), (5, 5)]
 
 
 async def test_of_a_batch_with_an_event_that_nobody_can_read_nothing_is_taken() -> None:

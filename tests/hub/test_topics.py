@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from broker.errors import CallTimeout, Closed, TopicError
+from broker.protocol.codec import encode
 from tests.rig import FAST, PATIENCE, Numbers, a_hub, a_peer, details, spokes, take, until
 
 
@@ -167,6 +168,24 @@ async def test_duplicates_are_dropped_and_counted() -> None:
         assert numbers("events_duplicates_total", topic="a") == 3
         assert numbers("events_published_total", topic="a") == 3
         assert (await peer.hears("topic.ack", topic="a"))["seq"] == 3
+
+
+async def test_of_a_run_only_what_the_log_has_not_is_passed_on_and_acknowledged() -> None:
+    async with a_hub() as hub, spokes(hub.ticket, "sub") as (sub,), sub.subscribe("a") as events:
+        await sub.call("hub.topics")
+        topics, author = hub.router.topics, "f" * 64
+        meta = {"author": author, "epoch": "0123456789abcdef"}
+        frames = {seq: encode("a", seq, {**meta, "seq": seq}) for seq in range(1, 1_001)}
+        for first, last in ((1, 2), (2, 3), (2, 3), (4, 1_000)):
+            run = [frames[seq] for seq in range(first, last + 1)]
+            topics.accept(topics.channel("a"), author, meta["epoch"], first, run)
+        topics.settle(topics.channel("a"))
+        assert details(await take(events, 1_000)) == list(range(1, 1_001))
+        assert events.verdict == "complete"
+        numbers = Numbers(hub)
+        assert numbers("events_duplicates_total", topic="a") == 3
+        assert numbers("events_published_total", topic="a") == 1_000
+        assert topics.channel("a").unacked == 1_000
 
 
 async def test_an_author_that_skips_numbers_is_seen_through() -> None:

@@ -275,5 +275,5 @@ def test_of_parts_with_one_that_is_unreadable_nothing_is_read(detail: bytes) -> 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_parts_that_are_not_as_many_as_they_say_are_not_read(count: int) -> None:
-    with pytest.raises(FrameError, match=f"{count} events of a batch read as 4 parts"):
+    with pytest.raises(FrameError, match=f"{count} events of a batch read as 4 values"):
         decode_parts((count, b"[1,{},2,{}]"), "t", "a", "e", 1, Event)

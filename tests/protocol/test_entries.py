@@ -13,10 +13,13 @@ SOURCE = Source("a", "e", 1)
 Sizes = list[int]
 
 
-def filled(sizes: Sizes) -> tuple[Entries, list[bytes]]:
+def filled(sizes: Sizes, at_once: int = 0) -> tuple[Entries, list[bytes]]:
+    """The last ones ``at_once``."""
     entries, frames = Entries(), [bytes([number % 256]) * size for number, size in enumerate(sizes)]
-    for seq, frame in enumerate(frames, 1):
+    single = max(0, len(frames) - at_once)
+    for seq, frame in enumerate(frames[:single], 1):
         entries.append(SOURCE, seq, frame)
+    assert entries.extend(SOURCE, single + 1, frames[single:]) == sum(sizes[single:])
     return entries, frames
 
 
@@ -33,7 +36,7 @@ def walked(sizes: Sizes, begin: int, max_events: int, max_bytes: int) -> int:
 
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 20), st.integers(0, 200), st.data())
 def test_a_batch_is_what_a_walk_would_find(sizes: Sizes, max_events: int, max_bytes: int, data: st.DataObject) -> None:
-    entries, frames = filled(sizes)
+    entries, frames = filled(sizes, data.draw(st.integers(0, len(sizes))))
     gone = data.draw(st.integers(0, len(sizes)))
     for index in range(gone):
         assert entries.give_up(index) == (SOURCE, sizes[index])

@@ -70,16 +70,31 @@ class Against(RuleBasedStateMachine):
             outcome = self.ring.append(*entry, frame)
             assert outcome is (Outcome.ACCEPTED if fresh else Outcome.DUPLICATE)
             if fresh:
-                self.next[entry.source] = entry.seq + 1
-                self.first.setdefault(entry.source, entry.seq)
-                for model in self.readers.values():
-                    if entry.seq > model.had.get(entry.source, 0):
-                        model.due.append(len(self.log))
-                    else:
-                        model.spare.add(len(self.log))
-                self.log.append(entry)
-                self.sizes.append(len(frame))
+                self.accepted(entry, len(frame))
             self.overtaken()
+
+    @rule(author=st.sampled_from("ab"), epoch=st.sampled_from("123"), skip=st.sampled_from([0, 0, 0, 1, -1, -3]),
+          sizes=st.lists(st.sampled_from([10, 10, 50, 200]), max_size=10))  # fmt: skip
+    def extend(self, author: str, epoch: str, skip: int, sizes: list[int]) -> None:
+        known = self.next.get((author, epoch), 1)
+        entries = [Entry(author, epoch, seq) for seq in range(max(1, known + skip), max(1, known + skip) + len(sizes))]
+        frames = [name(author, one.seq, epoch, size) for one, size in zip(entries, sizes, strict=True)]
+        fresh = [(one, len(frame)) for one, frame in zip(entries, frames, strict=True) if one.seq >= known]
+        assert self.ring.extend(author, epoch, max(1, known + skip), frames) == len(fresh)
+        for entry, size in fresh:
+            self.accepted(entry, size)
+        self.overtaken()
+
+    def accepted(self, entry: Entry, size: int) -> None:
+        self.next[entry.source] = entry.seq + 1
+        self.first.setdefault(entry.source, entry.seq)
+        for model in self.readers.values():
+            if entry.seq > model.had.get(entry.source, 0):
+                model.due.append(len(self.log))
+            else:
+                model.spare.add(len(self.log))
+        self.log.append(entry)
+        self.sizes.append(size)
 
     @rule(reader=st.integers(1, 3), back=st.integers(0, 6), options=st.sampled_from([BLOCK, DROP, CUT]))
     def refuse(self, reader: int, back: int, options: SubscribeOptions) -> None:

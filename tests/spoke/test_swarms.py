@@ -104,6 +104,28 @@ async def test_a_batch_with_an_event_that_is_no_json_is_counted_and_nothing_of_i
         assert rb.got == ["first"]
 
 
+async def test_who_counts_is_told_the_places_of_events_and_knows_of_holes() -> None:
+    async with (
+        swarm_of(1) as (hub, (a,)),
+        connect(hub.ticket, options=replace(FAST, counts_gossip=True), timeout=PATIENCE) as b,
+        reading(b) as rb,
+    ):
+        await publish(a, range(500))
+        await a.flush(PATIENCE)
+        await until(lambda: len(rb.got) == 500)
+        assert rb.got.count(None) > 400, "some come by stream before the swarm is heard"
+        assert all(said in (None, number) for number, said in enumerate(rb.got))
+        (verdict,) = rb.events.verdicts
+        assert (verdict.known, verdict.received, verdict.missing, verdict.lost) == (500, 500, (), ())
+        counted = rb.got.count(None)
+        large = ["x" * 40_000, "end"]
+        await publish(a, large)
+        await until(lambda: len(rb.got) == 502)
+        assert rb.got[500] == large[0], "it is only named, and comes by stream"
+        assert rb.got.count(None) >= counted
+        assert rb.events.verdicts[0].known == 502
+
+
 async def test_a_thousand_identical_events_all_arrive() -> None:
     """iroh-gossip knows messages by their content."""
     async with swarm_of(3) as (_, (a, b, c)), reading(b) as rb, reading(c) as rc:
