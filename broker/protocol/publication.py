@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from broker.errors import EventTooLarge
+from broker.protocol.codec import compact
 
 __all__ = [
     "RETAINED_BYTES",
@@ -148,7 +149,7 @@ class Publication:
         if traceparent is not None:
             meta["traceparent"] = traceparent
         try:
-            frame = orjson.dumps({"type": self.topic, "detail": detail, "meta": meta})
+            frame = compact(orjson.dumps({"type": self.topic, "detail": detail, "meta": meta}))
         except TypeError as error:
             raise ValueError(f"topic {self.topic!r}: the event is not JSON: {error}") from error
         size = len(frame)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import orjson
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.errors import EventTooLarge
+from broker.protocol.codec import encode
 from broker.protocol.publication import Publication, PublicationLimits, Resume
 
 A, E = "a" * 64, "0123456789abcdef"
@@ -34,6 +36,28 @@ def test_an_event_on_the_wire() -> None:
     assert second["meta"] == {"author": A, "epoch": E, "seq": 2, "id": "x", "ts": 7, "traceparent": "00-1-2-01"}
     assert pub.next_seq == 3
     assert pub.head() == {"topic": "orders.created", "epoch": E, "seq": 2, "first": 1}
+
+
+@pytest.mark.parametrize("size", [20, 200, 5_000])
+def test_what_is_kept_takes_the_memory_that_the_bounds_count(size: int) -> None:
+    def published() -> int:
+        pub = book()
+        kept.append(pub)
+        return sum(len(pub.publish("x" * size)) for _ in range(200))
+
+    def encoded() -> int:
+        frames = [encode("call.responded", "x" * size) for _ in range(200)]
+        kept.append(frames)
+        return sum(map(len, frames))
+
+    for make in (published, encoded):
+        kept: list[Any] = []
+        tracemalloc.start()
+        try:
+            counted = make()
+            assert tracemalloc.get_traced_memory()[0] < counted + 200 * 200, "200 bytes are an object and its place"
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize("bad", [object(), {1: 2}, 2**64, "\ud800", {"a": {1, 2}}])
