@@ -147,10 +147,20 @@ class RecordedRing(Ring):
         at = self.next_index
         outcome = super().append(author, epoch, seq, frame)
         if outcome is Outcome.ACCEPTED:
-            self.topic = self.topic or orjson.loads(frame)["type"]
-            self.log[author, epoch, seq] = at
-            self.judge.accepted(self.process(), self.topic, author, epoch, seq)
+            self._took(author, epoch, seq, frame, at)
         return outcome
+
+    def extend(self, author: str, epoch: str, first_seq: int, frames: list[bytes]) -> int:
+        new = super().extend(author, epoch, first_seq, frames)
+        rest = range(len(frames) - new + 1, len(frames))  # the first that was new came by `append`
+        for at in rest:
+            self._took(author, epoch, first_seq + at, frames[at], self.next_index - len(frames) + at)
+        return new
+
+    def _took(self, author: str, epoch: str, seq: int, frame: bytes, at: int) -> None:
+        self.topic = self.topic or orjson.loads(frame)["type"]
+        self.log[author, epoch, seq] = at
+        self.judge.accepted(self.process(), self.topic, author, epoch, seq)
 
     def range(self, author: str, epoch: str, a: int, b: int, max_events: int = 10_000) -> Span:
         found = super().range(author, epoch, a, b, max_events)
