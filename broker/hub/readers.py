@@ -63,7 +63,7 @@ class Readers:
         """By the place of the first and their number."""
         self.channels: set[Channel] = set()
         """Those that have readers: the ones to look after as time passes."""
-        self.moved: set[Channel] = set()
+        self.moved: dict[Channel, None] = {}
         """Those whose readers have read, or have gone, in this batch: what they held up is looked at once after it."""
 
     def fell_behind(self, channel: Channel, peers: Sequence[int], index: int) -> None:
@@ -117,7 +117,7 @@ class Readers:
                 self.rejoin(channel, peer)
             elif not feed.frames:
                 break  # the ring has nothing for it now
-        self.moved.add(channel)
+        self.moved[channel] = None
         return peer in channel.leftover
 
     def _feed_of(self, channel: Channel, peer: int, batch: Batch) -> Feed:
@@ -259,7 +259,7 @@ class Readers:
     def release(self) -> None:
         """After the batch: what its readers held up goes on. To find that out takes a step for each reader of a topic,
         so it must not be asked after each that reads."""
-        moved, self.moved = self.moved, set()
+        moved, self.moved = self.moved, {}
         for channel in moved:
             self._fan_out.released(channel)
 
@@ -283,7 +283,7 @@ class Readers:
         for channel in list(self.channels):
             if peer in channel.leftover:
                 self.leave(channel, peer)
-                self.moved.add(channel)
+                self.moved[channel] = None
 
     @property
     def lagging(self) -> int:

@@ -199,7 +199,7 @@ class Topics:
         self._fan_out.bytes -= victim.accounted
         del self.channels[victim.topic]
         self.readers.channels.discard(victim)
-        self.readers.moved.discard(victim)
+        self.readers.moved.pop(victim, None)
 
     def flush(self) -> None:
         """Fans out what the batch brought, acknowledges it, and feeds readers of the topics that moved."""

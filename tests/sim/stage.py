@@ -31,7 +31,7 @@ HUB = (
     *("realm", "realm_links", "registrations", "router", "swarm", "swarm_members", "swarm_messages", "swarms"),
     *("topic_messages", "topics"),
 )
-SPOKE = ("publisher", "repairs", "subscription", "subscriptions", "swarms")
+SPOKE = ("publisher", "repairs", "subscription", "subscriptions", "swarm", "swarms")
 SHELLS = (*(f"broker.hub.{name}" for name in HUB), *(f"broker.spoke.{name}" for name in SPOKE))
 T = TypeVar("T")
 
