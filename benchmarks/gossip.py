@@ -15,13 +15,12 @@ from typing import Any
 
 import orjson
 
+from benchmarks.gossip_goals import NATIVE, READERS
 from benchmarks.gossip_peer import WARM_PAUSE
 from benchmarks.processes import Cpu, Worker
 
 __all__ = ["PARTS", "GossipBench", "build_bare"]
 
-NATIVE = "gossip-native"
-"""Ours, with spokes that count in Rust and decode nothing, as those of bare iroh-gossip do."""
 PARTS = ("flat", "latency", "cost", "auto", "repair")
 HERE = Path(__file__).parent
 SIZE = 256
@@ -161,7 +160,7 @@ class GossipBench:
 
     async def _beside_bare(self, figure: str, bare: Path, count: int, events: int, rate: float) -> None:
         for turn in range(self._rounds):
-            for system in ("gossip", NATIVE) if not rate else ("gossip",):
+            for system in READERS if not rate else ("gossip",):
                 async with self._swarm("gossip", count, native=system == NATIVE) as swarm:
                     self._tell(figure, system, count, turn=turn, events=events, **await swarm.carry(events, rate))
             self._tell(figure, "bare", count, turn=turn, events=events, **await self._bare(bare, count, events, rate))

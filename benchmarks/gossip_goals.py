@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
-__all__ = ["gossip_rows"]
+__all__ = ["NATIVE", "READERS", "gossip_rows"]
 
 Figures = list[dict[str, Any]]
 Row = tuple[str, str, str, str]
@@ -15,7 +15,9 @@ Row = tuple[str, str, str, str]
 FLAT, FLAT_COUNTS = 1.2, (50, 200)
 """How much more the hub may spend an event at the second number of spokes than at the first."""
 HOLE_SECONDS = 1.0
-READERS = {"gossip": "", "gossip-native": " that count in Rust as bare's do"}
+NATIVE = "gossip-native"
+"""Ours, with spokes that count in Rust and decode nothing, as those of bare iroh-gossip do."""
+READERS = {"gossip": "", NATIVE: " that count in Rust as bare's do"}
 COSTS = (("hub_bytes", "bytes sent by the hub"), ("hub_cpu_us", "CPU us of the hub"))
 
 

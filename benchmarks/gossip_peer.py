@@ -10,9 +10,8 @@ from typing import Any
 
 from benchmarks.load import event_value
 from benchmarks.processes import WorkerIO
-from broker import Hub, HubConfig, Spoke, connect
+from broker import Hub, HubConfig, Spoke, SpokeOptions, connect
 from broker.config import TopicsConfig
-from broker.spoke.options import SpokeOptions
 
 __all__ = ["TOPIC", "WARM_PAUSE", "author", "hub", "spokes"]
 

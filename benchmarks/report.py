@@ -14,12 +14,12 @@ from typing import Any
 
 import psutil
 
-from benchmarks.gossip_goals import gossip_rows
+from benchmarks.gossip_goals import READERS, gossip_rows
 
 __all__ = ["goals", "machine", "markdown"]
 
 Figures = list[dict[str, Any]]
-CARRIERS = ("gossip", "gossip-native", "stream", "auto")
+CARRIERS = (*READERS, "stream", "auto")
 """What the figures of gossip name as their system, when it is ours."""
 
 

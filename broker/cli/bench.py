@@ -55,7 +55,7 @@ def bench(
         int, typer.Option("--size", metavar="N", min=1, max=1_000_000, help="Bytes of an event's detail.")
     ] = 256,
     carrier: CarrierOption = "auto",
-    native: Annotated[bool, typer.Option("--native", help="Subscribers count in Rust, decode nothing.")] = False,
+    native: Annotated[bool, typer.Option("--native", help="Subscribers count in Rust and decode nothing.")] = False,
     processes: Annotated[
         int, typer.Option("--processes", metavar="N", min=1, max=64, help="The subscribers are spread over so many.")
     ] = 1,

@@ -73,7 +73,7 @@ async def _answer(job: dict[str, Any]) -> None:
 
 
 async def _subscribe(job: dict[str, Any]) -> None:
-    open_one = _native if job["native"] and job["carrier"] != "gossip" else _python
+    open_one = _native if job["native"] and job["carrier"] != "gossip" else _spoke
     async with AsyncExitStack() as stack:
         gate = asyncio.Semaphore(OPENING_AT_A_TIME)
 
@@ -121,7 +121,7 @@ class _Reader:
 
 
 @asynccontextmanager
-async def _python(job: dict[str, Any]) -> AsyncIterator[_Reader]:
+async def _spoke(job: dict[str, Any]) -> AsyncIterator[_Reader]:
     from broker import connect
 
     async with (
