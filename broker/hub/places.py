@@ -79,7 +79,7 @@ class Places:
             ring, options = self._fan_out.channels[topic].ring, SubscribeOptions(patience=patience)
             ring.lag(id, ring.first_index, options, now)  # what was on its way to it is lost with the connection
             ring.pause(id)
-            self._readers.channels.add(self._fan_out.channels[topic])
+            self._readers.channels[self._fan_out.channels[topic]] = None
 
     def _give_up(self, id: int) -> None:
         for topic in self._places.pop(id).topics:

@@ -61,7 +61,7 @@ class Readers:
         """What was asked for of late, and until when it is kept."""
         self._packed: dict[tuple[Channel, int, int], ext.Frames] = {}
         """By the place of the first and their number."""
-        self.channels: set[Channel] = set()
+        self.channels: dict[Channel, None] = {}
         """Those that have readers: the ones to look after as time passes."""
         self.moved: dict[Channel, None] = {}
         """Those whose readers have read, or have gone, in this batch: what they held up is looked at once after it."""
@@ -141,14 +141,14 @@ class Readers:
 
     def add(self, channel: Channel, peer: int) -> None:
         channel.leftover.setdefault(peer, None)
-        self.channels.add(channel)
+        self.channels[channel] = None
 
     def end(self, channel: Channel, peer: int) -> None:
         channel.ring.forget(peer)
         channel.paused.discard(peer)
         channel.leftover.pop(peer, None)
         if not channel.ring.readers:
-            self.channels.discard(channel)
+            self.channels.pop(channel, None)
 
     def rejoin(self, channel: Channel, peer: int) -> None:
         self.end(channel, peer)

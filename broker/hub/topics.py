@@ -198,7 +198,7 @@ class Topics:
                 self._send(peer, "topic.head", head_of(victim.topic, author, epoch, seq))
         self._fan_out.bytes -= victim.accounted
         del self.channels[victim.topic]
-        self.readers.channels.discard(victim)
+        self.readers.channels.pop(victim, None)
         self.readers.moved.pop(victim, None)
 
     def flush(self) -> None:

@@ -49,12 +49,12 @@ class Subscriptions:
         """Those of them that have wildcards."""
         self._paused: set[str] = set()
         """Patterns that the hub was told to pause."""
-        self._holey: set[Subscription] = set()
+        self._holey: dict[Subscription, None] = {}
         """Subscriptions that may have holes."""
         self._references = References()
         self._routes: dict[str, list[Subscription]] = {}
         self._datagram_routes: dict[str, list[Subscription]] = {}
-        self._woken: set[Subscription] = set()
+        self._woken: dict[Subscription, None] = {}
         self._repair_timer: asyncio.TimerHandle | None = None
         self._repair_at = 0.0
         self._connected = False
@@ -102,8 +102,8 @@ class Subscriptions:
         if subscription not in self._all:
             return
         del self._all[subscription]
-        self._holey.discard(subscription)
-        self._woken.discard(subscription)
+        self._holey.pop(subscription, None)
+        self._woken.pop(subscription, None)
         self._forget_routes()
         for pattern in subscription.patterns:
             del self._holders[pattern][subscription]
@@ -124,7 +124,7 @@ class Subscriptions:
             self._subscribe(subscription, subscription.positions())
         else:
             self._mind_pauses(subscription.patterns)
-        self._holey.add(subscription)
+        self._holey[subscription] = None
         self._mind_holes()
 
     def _mind_pauses(self, patterns: Iterable[str]) -> None:
@@ -202,20 +202,20 @@ class Subscriptions:
                 at += 1
                 for subscription in route:
                     subscription.receive_unplaced(topic, detail, now)
-                    self._woken.add(subscription)
+                    self._woken[subscription] = None
                 continue
             author, epoch, seq = _place_of_event(topic, meta)
             events = _run(messages, at, author, epoch, seq)
             at += len(events)
             for subscription in route:
                 subscription.receive(topic, author, epoch, seq, events, now)
-                self._woken.add(subscription)
+                self._woken[subscription] = None
 
     def on_datagram(self, event: Event) -> None:
         """An event without a place in a sequence."""
         for subscription in self._datagram_route(event.type):
             subscription.receive_datagram(event)
-            self._woken.add(subscription)
+            self._woken[subscription] = None
 
     def wants(self, topic: str) -> bool:
         return bool(self._route(topic))
@@ -227,7 +227,7 @@ class Subscriptions:
         for subscription in self._route(topic):
             new = subscription.began_at <= heard
             subscription.receive(topic, author, epoch, seq, events, now, new=new)
-            self._woken.add(subscription)
+            self._woken[subscription] = None
 
     def on_swarm_head(self, topic: str, author: str, epoch: str, seq: int, heard: float) -> None:
         """The newest number of a sequence, as its swarm says; also of an event that is to be had by stream alone."""
@@ -235,7 +235,7 @@ class Subscriptions:
         for subscription in self._route(topic):
             new = subscription.began_at <= heard
             subscription.announced(topic, author, epoch, seq, new=new, now=now)
-            self._woken.add(subscription)
+            self._woken[subscription] = None
 
     def again(self, topic: str) -> None:
         """From here on the topic comes by stream alone: the hub goes on from what is known here."""
@@ -246,7 +246,7 @@ class Subscriptions:
             subscription.resumed(now, anew=False)
             patterns = [pattern for pattern in subscription.patterns if matches(pattern, topic)]
             self._subscribe(subscription, subscription.positions(), patterns)
-            self._holey.add(subscription)
+            self._holey[subscription] = None
             if subscription.paused:
                 self._mind_pauses(patterns)
         self._mind_holes()
@@ -256,7 +256,7 @@ class Subscriptions:
         baseline, now = detail.get("baseline") is True, time.monotonic()
         for subscription in self._meant(topic, detail.get("tag")):
             subscription.head(topic, author, epoch, seq, baseline=baseline, now=now)
-            self._holey.add(subscription)
+            self._holey[subscription] = None
         self._mind_holes()
 
     def _meant(self, topic: str, tag: Any) -> list[Subscription]:
@@ -274,7 +274,7 @@ class Subscriptions:
         now = time.monotonic()
         for subscription in self._route(topic):
             subscription.lost(topic, author, epoch, first, last, now)
-            self._woken.add(subscription)
+            self._woken[subscription] = None
 
     def on_batch(self) -> None:
         """After each batch from the network: readers wake once, holes are asked for once."""
@@ -282,7 +282,7 @@ class Subscriptions:
             for subscription in self._woken:
                 subscription.wake()
                 if subscription.next_due() is not None:
-                    self._holey.add(subscription)
+                    self._holey[subscription] = None
             self._woken.clear()
             self._mind_holes()
 
@@ -348,7 +348,7 @@ class Subscriptions:
         due: float | None = None
         for subscription in list(self._holey):
             if (next_due := subscription.next_due()) is None:
-                self._holey.discard(subscription)
+                self._holey.pop(subscription, None)
             elif due is None or next_due < due:
                 due = next_due
         if due is None:

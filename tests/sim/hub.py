@@ -38,7 +38,7 @@ from tests.sim.gossip import Gossip
 from tests.sim.network import Wire
 from tests.sim.recorders import RecordedRing
 from tests.sim.scenario import Rings
-from tests.sim.world import Failure, InOrder, Process
+from tests.sim.world import Failure, Process
 
 __all__ = ["SimHub"]
 
@@ -115,7 +115,6 @@ class SimHub(Process):
             self.admission._apply()
         router = self.router = Router(endpoint, config, HubMetrics(), self.admission, self.realm)
         router.calls = RecordedCalls(router.calls, self._asks)
-        router.topics.readers.channels = cast(Any, InOrder())
         loop = cast(Any, limits).asyncio.get_running_loop()  # on the stage, the process's
         router.bind_loop(loop)
         router.swarms.start(loop)

@@ -36,7 +36,7 @@ from tests.sim.gossip import Gossip
 from tests.sim.network import CALLS, TOPICS, Wire
 from tests.sim.recorders import RecordedPublication, RecordedSequences
 from tests.sim.scenario import SpokeSpec, SubSpec
-from tests.sim.world import Failure, InOrder, Process
+from tests.sim.world import Failure, Process
 
 __all__ = ["SimSpoke"]
 
@@ -107,8 +107,6 @@ class SimSpoke(Process):
     def _begin(self, asks: Asks) -> None:
         link, control = cast(Any, self.link), self.link.control
         self.subscriptions = Subscriptions(control)
-        for name in ("_holey", "_woken"):
-            setattr(self.subscriptions, name, InOrder())
         self.swarms = Swarms(link, self.subscriptions, lambda: SpokeOptions(gossip=self.spec.gossips))
         self.publisher = Publisher(
             send=self.link.send_topics,

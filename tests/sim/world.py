@@ -1,22 +1,22 @@
 """Virtual time: a heap of events, a source of chance for each who needs one, and the processes that live in it.
 
 A run is the same each time it is made from the same seed: nothing here, or on top of it, reads a clock, draws from
-anything but `World.chance`, or depends on where an object lies in memory (see `InOrder`). Not here: what happens
-(network.py, gossip.py, hub.py, spoke.py) and whether it was right (checker.py).
+anything but `World.chance`, or depends on where an object lies in memory: what the shells walk are dicts, in the order
+of adding, and no sets of objects. Not here: what happens (network.py, gossip.py, hub.py, spoke.py) and whether it was
+right (checker.py).
 """
 
 from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import Any
 
-__all__ = ["Alarm", "Failure", "InOrder", "Process", "World"]
+__all__ = ["Alarm", "Failure", "Process", "World"]
 
 MAX_STEPS = 1_500_000
 """Events of one run: a run of 1,000 spokes takes some 200,000."""
-T = TypeVar("T")
 
 
 class Failure(Exception):
@@ -117,31 +117,3 @@ class Alarm:
         if self._at == due:
             self._at = None
             self._action()
-
-
-class InOrder(Generic[T]):
-    """A set in the order of adding, for where the shells have a set of objects, whose order is that of addresses."""
-
-    def __init__(self) -> None:
-        self._items: dict[T, None] = {}
-
-    def __iter__(self) -> Iterator[T]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __contains__(self, item: object) -> bool:
-        return item in self._items
-
-    def add(self, item: T) -> None:
-        self._items[item] = None
-
-    def discard(self, item: T) -> None:
-        self._items.pop(item, None)
-
-    def update(self, items: Iterable[T]) -> None:
-        self._items.update(dict.fromkeys(items))
-
-    def clear(self) -> None:
-        self._items.clear()
