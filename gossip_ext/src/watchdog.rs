@@ -45,6 +45,10 @@ const BURIAL: Duration = Duration::from_secs(1);
 /// For how long nobody has used a connection that is closed for it. Hubs say something in each swarm every 2 s.
 const UNUSED: Duration = Duration::from_secs(30);
 
+/// Looks at which a peer was no neighbour in any swarm, after which its connections are closed, used or not: 2 s. To become
+/// one takes a round trip, and who is slower dials again. After 10 s they were part of the tree already, which then broke.
+const STRANGE: u32 = 4;
+
 /// Runs until the endpoint closes.
 pub async fn run(core: Weak<Core>) {
     let mut watch = Watch::default();
@@ -59,7 +63,7 @@ pub async fn run(core: Weak<Core>) {
         let live = core.admission.peers.look(now, pause);
         watch.look(&core, &gossip, &live, now).await;
         let neighbours = neighbours(&gossip);
-        sweep(&core, &neighbours, &live);
+        watch.sweep(&core, &neighbours, &live);
         watch.bury(&core, neighbours, &live);
     }
 }
@@ -73,6 +77,8 @@ struct Watch {
     still: u32,
     /// Neighbours without a connection, at the last look.
     lost: HashSet<PublicKey>,
+    /// Peers with a connection that are no neighbours, and at how many looks in a row.
+    strange: HashMap<PublicKey, u32>,
 }
 
 impl Watch {
@@ -96,6 +102,32 @@ impl Watch {
             }
         }
         self.lost = lost;
+    }
+
+    /// Ends what nobody needs. iroh-gossip drops its side of a connection when a topic with the peer is left, dials again for
+    /// the next topic, and neither side ever closes the old one. And a peer that was let go of and whose last word came
+    /// after that (that it has a message twice, or lacks one) is told of all messages from then on, or sent them, as if
+    /// it were a neighbour: only the end of its connection makes iroh-gossip forget it.
+    fn sweep(&mut self, core: &Core, neighbours: &HashMap<PublicKey, Arc<Shared>>, live: &[Live]) {
+        let strangers = live
+            .iter()
+            .map(|live| live.peer)
+            .filter(|peer| !neighbours.contains_key(peer));
+        let strangers: HashSet<_> = strangers.collect();
+        self.strange.retain(|peer, _| strangers.contains(peer));
+        for peer in strangers {
+            *self.strange.entry(peer).or_default() += 1;
+        }
+        for one in live {
+            let used = one.opened.max(one.read.at).max(one.written.at);
+            let unused = used.elapsed() >= UNUSED && superseded(one, live);
+            let looks = self.strange.get(&one.peer).copied().unwrap_or_default();
+            let strange = looks >= STRANGE && one.opened.elapsed() >= STRANGE * LOOK;
+            if unused || strange {
+                core.counters.gossip_unused.inc();
+                one.close(&close::unused());
+            }
+        }
     }
 
     async fn look(&mut self, core: &Core, gossip: &Gossip, live: &[Live], now: Instant) {
@@ -165,19 +197,6 @@ async fn pulse(gossip: &Gossip) -> Option<GossipTopic> {
     let mut topic = gossip.overlay.subscribe(id, Vec::new()).await.ok()?;
     topic.broadcast(Bytes::from_static(b"pulse")).await.ok()?;
     Some(topic)
-}
-
-/// Ends what nobody uses. iroh-gossip drops its side of a connection when a topic with the peer is left, dials again for
-/// the next topic, and neither side ever closes the old one.
-fn sweep(core: &Core, neighbours: &HashMap<PublicKey, Arc<Shared>>, live: &[Live]) {
-    for one in live {
-        let used = one.opened.max(one.read.at).max(one.written.at);
-        let wanted = neighbours.contains_key(&one.peer) && !superseded(one, live);
-        if used.elapsed() >= UNUSED && !wanted {
-            core.counters.gossip_unused.inc();
-            one.close(&close::unused());
-        }
-    }
 }
 
 /// Whether both directions have moved on to other connections with the same peer. When both ends dialled at once, each

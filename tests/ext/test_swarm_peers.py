@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 
+import iroh
 import pytest
 
 from broker import _gossip_ext as ext
+from tests.ext import raw
 from tests.ext.pair import Node, connect, hub, node, wait_until
 from tests.ext.swarms import (
     EPOCH,
@@ -265,4 +269,23 @@ def test_a_neighbour_that_stops_reading_does_not_hold_up_the_others_for_long() -
                     b.items = [item for item in b.items if item[0] != ext.BATCH]
         assert max(pauses) < 6
         assert a.endpoint.counters()["gossip_stalled"] + b.endpoint.counters()["gossip_stalled"] >= 1
+        assert at_a.neighbours() == [b.node_id]
+
+
+async def test_a_peer_that_is_no_neighbour_loses_its_connection_though_it_uses_it() -> None:
+    """iroh-gossip tells it of messages, or sends them, for as long as there is a connection."""
+    with peers(2) as (a, b):
+        at_a, _ = join([a, b])
+        async with raw.peer() as stranger:
+            a.endpoint.admit_peers([str(stranger.id())])
+            connection = await raw.connect(stranger, a, b"/iroh-gossip/1")
+            ended = asyncio.create_task(raw.closed(connection))
+            stream = await connection.open_uni()
+            await stream.write_all(struct.pack(">I", 1_000))  # of a header that takes its time
+            while not ended.done():
+                await asyncio.wait([ended], timeout=0.2)
+                with suppress(iroh.IrohError):
+                    await stream.write_all(b"x")
+            assert "not used any more" in await ended
+        assert a.endpoint.counters()["gossip_unused"] >= 1
         assert at_a.neighbours() == [b.node_id]
