@@ -42,8 +42,9 @@ __all__ = [
     "Wanted",
 ]
 
-BOOTSTRAP: Final = 4
-"""Members a spoke is told of besides the hub: gossip's active view is five."""
+BOOTSTRAP: Final = 2
+"""Members a spoke is told of besides the hub. Each is asked to let it in, and has others let it in, who all let one go
+for it: with more, those who come together lose their neighbours faster than they find some (docs/decisions/0006)."""
 FRESH: Final = 64
 """The bootstrap is drawn from so many that said last that they hear the swarm."""
 OVERLAP: Final = 0.5
