@@ -2,7 +2,7 @@
 
 Rules:
 1. A spoke is told of the swarm (`Tell`) when it is admitted, when the generation rises, when the lists change, and when
-   it wants fresh bootstrap. It is told of the hub first, then of up to four that are joined, the freshest drawn by lot.
+   it wants fresh bootstrap. It is told of the hub first, then of `BOOTSTRAP` that are joined, of the freshest by lot.
 2. A spoke that says it hears the present generation goes on by stream for `OVERLAP` and is then taken out (`TakeOut`):
    what is under way on one of the two is on the other too. It is put back the moment it says that it does not hear it.
 3. A ban raises the generation. Those taken out stay so while they move, for `MOVE` at most; who has not said by then
@@ -43,8 +43,9 @@ __all__ = [
 ]
 
 BOOTSTRAP: Final = 2
-"""Members a spoke is told of besides the hub. Each is asked to let it in, and has others let it in, who all let one go
-for it: with more, those who come together lose their neighbours faster than they find some (docs/decisions/0006)."""
+"""Members a spoke is told of besides the hub, and a hub comes in by. Each is asked to let it in, and has others let it
+in, who all let one go for it: with more, those who come together lose their neighbours faster than they find some
+(docs/decisions/0006)."""
 FRESH: Final = 64
 """The bootstrap is drawn from so many that said last that they hear the swarm."""
 OVERLAP: Final = 0.5
