@@ -4,11 +4,12 @@ Rules:
 1. Ahead of the hub by a window. It falls to half at most once in `CALM`, when members were overrun, and grows by an
    eighth for each window that was acknowledged in quiet. That members ask for repairs says nothing of the pace: a swarm
    that looks for its tree brings some messages late at any.
-2. Ahead of the slowest member by what it hears in `QUEUE` seconds, between `LEAST_AHEAD` and `MOST`; by `REPORT` and
-   three windows where those are less. Members say each `REPORT` events how far they have heard a sequence. Who has
-   never said so is not waited for. So queues stay short, wherever on the way they are; the hub alone knows nothing of
-   them, since it is mostly the first to hear. How long an event was in them is how much later than the hub the slowest
-   member said to have heard it, less the least that this ever took, which is the way.
+2. Ahead of the slowest member by what all but a few hear in `QUEUE` seconds, between `LEAST_AHEAD` and `MOST`; by
+   `REPORT` and three windows where those are less. Members say each `REPORT` events how far they have heard a sequence.
+   Who has never said so is not waited for. So queues stay short, wherever on the way they are; the hub alone knows
+   nothing of them, since it is mostly the first to hear. How long an event was in them is how much later than the hub a
+   member said to have heard it, less the least that this ever took with it, which is the way. One word of a member that
+   is late says nothing of queues: it may have had to ask for a message that its tree did not bring. One in `FEW` does.
 3. A member is waited for as long as its patience. Time counts while an author is held up and the member is the slowest.
    It is given back as it hears more, all of it for `QUANTUM` events. Who has spent it is waited for no more until it is
    in sight of the newest again; what it misses it asks for.
@@ -19,13 +20,15 @@ Not here: who asks for repairs, who reports, and what a publisher does with its 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
 from typing import Final
 
 from broker.protocol.routing import Peer
 
 __all__ = [
-    "FIRST", "LEAST", "LEAST_AHEAD", "LOOK", "MARKS", "MOST", "QUANTUM", "QUEUE", "REPORT", "SEQUENCES", "Key", "Pacing"
+    "FEW", "FIRST", "LEAST", "LEAST_AHEAD", "LOOK", "MARKS", "MOST", "QUANTUM", "QUEUE", "REPORT", "SEQUENCES", "Key",
+    "Pacing",
 ]  # fmt: skip
 
 FIRST: Final = 512
@@ -42,6 +45,8 @@ REPORT: Final = 512
 QUEUE: Final = 0.1
 """Seconds: less than iroh-gossip waits before it asks for a message (gossip_ext/src/gossip.rs), or it would ask for
 what is in a queue."""
+FEW: Final = 4
+"""With one in two, members heard a quarter of the messages twice in some floods: they asked for what was in queues."""
 LEAST_AHEAD: Final = 2 * REPORT
 """Events: one report is always on its way, so nobody waits for one to be heard before the next is due."""
 MARKS: Final = 64
@@ -58,22 +63,24 @@ Key = tuple[str, str]
 
 
 class _Member:
-    """What one member has heard of a sequence."""
+    """What one member has heard of a sequence. ``way``: seconds, the least that it was later than the hub."""
 
-    __slots__ = ("left", "patience", "seq", "spent")
+    __slots__ = ("left", "patience", "seq", "spent", "way")
 
     def __init__(self, seq: int, patience: float) -> None:
         self.seq, self.patience = seq, patience
         self.spent = 0.0
         self.left = False
+        self.way = math.inf
 
 
 class _Sequence:
     """One author's, and who follows it. ``least`` is the slowest's number, which ``count`` members have in common;
     ``held_at``: since when they hold the author up; ``ahead``: how many events it may be ahead of them; ``marks``: when
-    the hub had how much, from ``least`` on; ``way``: seconds, the least that the slowest was later than the hub."""
+    the hub had how much, from ``least`` on; ``words``: how often members came on since ``ahead`` was looked at, and
+    ``late``: how often after more than `QUEUE`."""
 
-    __slots__ = ("ahead", "count", "held_at", "least", "marks", "members", "newest", "way")
+    __slots__ = ("ahead", "count", "held_at", "late", "least", "marks", "members", "newest", "words")
 
     def __init__(self) -> None:
         self.members: dict[Peer, _Member] = {}
@@ -83,7 +90,7 @@ class _Sequence:
         self.held_at: float | None = None
         self.ahead = float(LEAST_AHEAD)
         self.marks: deque[tuple[int, float]] = deque(maxlen=MARKS)
-        self.way = math.inf
+        self.words = self.late = 0
 
     def mark(self, acked: int, now: float) -> None:
         """The hub has so much of it."""
@@ -116,6 +123,7 @@ class _Sequence:
             one.left, one.spent = False, 0.0
             self.look()
             return False
+        self._measure(one, now)
         return before == self.least and self._moved(now)
 
     def _moved(self, now: float) -> bool:
@@ -123,23 +131,28 @@ class _Sequence:
         if self.count:
             return False
         self.look()
-        self._measure(now)
+        while self.least is not None and self.marks and self.marks[0][0] < self.least:
+            self.marks.popleft()
         if self.held_at is not None:
             self.held_at = now
         return True
 
-    def _measure(self, now: float) -> None:
-        """The slowest has come on."""
-        while self.least is not None and self.marks and self.marks[0][0] < self.least:
-            self.marks.popleft()
-        if not self.marks:  # the hub has not heard it
+    def _measure(self, one: _Member, now: float) -> None:
+        """A member has come on. When as many have as there are members, their words together say what is next."""
+        at = bisect_left(self.marks, one.seq, key=_acked)
+        if at == len(self.marks):  # the hub has not heard it
             return
-        took = now - self.marks[0][1]
-        self.way = min(self.way, took)
-        if took - self.way > QUEUE:
+        took = now - self.marks[at][1]
+        one.way = min(one.way, took)
+        self.words += 1
+        self.late += took - one.way > QUEUE
+        if self.words < len(self.members):
+            return
+        if FEW * self.late >= self.words:
             self.ahead = max(float(LEAST_AHEAD), self.ahead / GROWTH)
         elif self.held_at is not None:
             self.ahead = min(float(MOST), self.ahead * GROWTH)
+        self.words = self.late = 0
 
     def leave_behind(self, now: float) -> list[Peer]:
         """Those of the slowest whose patience is spent, from now on not waited for."""
@@ -252,3 +265,7 @@ class Pacing:
         found = list(self._held)
         self._held = {key for key in found if key in self._sequences}
         return found
+
+
+def _acked(mark: tuple[int, float]) -> int:
+    return mark[0]

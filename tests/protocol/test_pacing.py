@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from broker.protocol.pacing import (
     CALM,
+    FEW,
     FIRST,
     LEAST,
     LEAST_AHEAD,
@@ -185,6 +186,30 @@ def test_an_author_is_as_far_ahead_as_its_members_hear_in_a_tenth_of_a_second() 
     assert far.pacing.ahead(KEY) > 3 * LEAST_AHEAD, "the way is no queue"
     assert max(far_waits) - far.way < 2 * QUEUE
     assert slow.pacing.ahead(KEY) == LEAST_AHEAD
+
+
+def flood_among(members: int, stalled: int) -> Pacing:
+    """All hear at once what its author may send, but for some, each time others, which do so two `QUEUE` later."""
+    one, acked, now = Pacing(), 0, 0.0
+    for peer in range(members):
+        one.heard(KEY, peer, 0, PATIENCE, now)
+    for turn in range(100):
+        one.acknowledged(REPORT, now)
+        acked += one.ahead(KEY)
+        assert one.window(KEY, acked, now) == 0, "it waits for them"
+        late = {(turn * stalled + number) % members for number in range(stalled)}
+        for peers, seconds in ((set(range(members)) - late, 0.01), (late, 2 * QUEUE)):
+            now += seconds if peers else 0.0
+            for peer in sorted(peers):
+                one.heard(KEY, peer, acked, PATIENCE, now)
+    return one
+
+
+def test_a_few_members_that_are_late_do_not_make_all_others_wait() -> None:
+    """Each has to ask for what its tree did not bring now and then; queues are what many are late for."""
+    assert flood_among(20, 0).ahead(KEY) > 2 * LEAST_AHEAD
+    assert flood_among(20, 20 // FEW - 2).ahead(KEY) > 2 * LEAST_AHEAD
+    assert flood_among(20, 20 // FEW + 1).ahead(KEY) == LEAST_AHEAD
 
 
 def test_who_does_not_wait_for_its_members_may_not_be_further_ahead_of_them_for_it() -> None:
