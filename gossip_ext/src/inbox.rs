@@ -133,17 +133,9 @@ pub enum Told {
         /// Whether it came.
         up: bool,
     },
-    /// Events of one author, by number.
-    Batch {
-        /// Whose.
-        author: PublicKey,
-        /// Of the sequence.
-        epoch: u64,
-        /// Of the first.
-        first: u64,
-        /// Those above the message limit by size and hash.
-        items: Vec<batch::Item>,
-    },
+    /// Events of one author, by number; those above the message limit by size and hash. Whatever other swarms of the
+    /// process hear the same batch may hold it too.
+    Batch(Arc<batch::Opened>),
     /// An author's newest number.
     Head {
         /// Whose.
@@ -367,16 +359,13 @@ fn convert_told<'py>(py: Python<'py>, swarm: &Shared, told: Told) -> PyResult<Bo
     let id = swarm.id;
     match told {
         Told::Neighbour { peer, up } => (NEIGHBOUR, id, peer.to_string(), up).into_pyobject(py),
-        Told::Batch {
-            author,
-            epoch,
-            first,
-            items,
-        } => {
-            let (author, epoch) = (author.to_string(), epoch_text(epoch));
+        Told::Batch(opened) => {
+            let batch::Opened { header, items } = &*opened;
+            let (author, epoch) = (header.author.to_string(), epoch_text(header.epoch));
+            let first = header.first;
             match swarm.events {
                 Telling::Parts => {
-                    if let Some(parts) = batch_py::parts(py, &items) {
+                    if let Some(parts) = batch_py::parts(py, items) {
                         return (BATCH, id, author, epoch, first, parts?).into_pyobject(py);
                     }
                 }
@@ -386,7 +375,7 @@ fn convert_told<'py>(py: Python<'py>, swarm: &Shared, told: Told) -> PyResult<Bo
                 Telling::Count | Telling::Frames => {}
             }
             let template = Template::new(&swarm.topic, author.clone(), epoch.clone());
-            let frames = batch_py::frames(py, &template, first, &items)?;
+            let frames = batch_py::frames(py, &template, first, items)?;
             (BATCH, id, author, epoch, first, frames).into_pyobject(py)
         }
         Told::Head { author, epoch, seq } => {

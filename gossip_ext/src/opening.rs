@@ -1,7 +1,8 @@
 //! Opens signed batches (batch.rs has their layout): layout, topic, signature, and that every event is the one that
 //! its batch says. Pure: no pyo3 or tokio, no clock. Not here: who may sign for whom, duplicates and rates.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use ed25519_dalek::{Signature, VerifyingKey};
@@ -101,13 +102,34 @@ pub struct Opened {
     pub items: Vec<Item>,
 }
 
+impl Opened {
+    /// Of memory.
+    fn bytes(&self) -> usize {
+        let texts: usize = self.items.iter().map(Item::bytes).sum();
+        size_of::<Self>() + self.items.len() * size_of::<Item>() + texts
+    }
+}
+
 /// Keys that a [`Memory`] has ready, of 200 bytes each: more authors than speak at the same time.
 const KEYS: usize = 256;
 
 /// Batches whose signature a [`Memory`] knows to hold, and as many older ones: what is under way in all swarms of a process.
 const HELD: usize = 512;
 
-/// What is known of signatures. One for all swarms of a process: its spokes hear the same batches.
+/// Opened batches that a [`Memory`] keeps, a second of a flood, in bytes and in number.
+const KEPT_BYTES: usize = 2 * 1024 * 1024;
+const KEPT: usize = 64;
+
+/// An opened batch that was heard more than once.
+#[derive(Debug)]
+struct Kept {
+    hash: [u8; HASH],
+    topic: String,
+    opened: Arc<Opened>,
+    bytes: usize,
+}
+
+/// What is known of batches. One for all swarms of a process: its spokes hear the same ones.
 #[derive(Debug, Default)]
 pub struct Memory {
     /// Public keys, made ready to check signatures with, which takes a tenth of a check each time; a batch needs its
@@ -116,6 +138,10 @@ pub struct Memory {
     /// Hashes of whole batches, signature and all: whoever brings the same bytes brings the same answer.
     held: HashSet<[u8; HASH]>,
     older: HashSet<[u8; HASH]>,
+    /// The newest last.
+    kept: VecDeque<Kept>,
+    /// Of all that is kept.
+    bytes: usize,
 }
 
 impl Memory {
@@ -143,6 +169,34 @@ impl Memory {
             self.older = std::mem::take(&mut self.held);
         }
         self.held.insert(hash);
+    }
+
+    /// A batch of this topic and hash, if it is kept: then these bytes have been opened, signature and all.
+    pub fn opened(&self, topic: &str, hash: &[u8; HASH]) -> Option<Arc<Opened>> {
+        let mut newest_first = self.kept.iter().rev();
+        let found = newest_first.find(|kept| kept.hash == *hash && kept.topic == topic)?;
+        Some(found.opened.clone())
+    }
+
+    /// Keeps it for the other swarms of the process, and lets go of the oldest.
+    pub fn keep(&mut self, topic: &str, hash: [u8; HASH], opened: Arc<Opened>) {
+        let bytes = opened.bytes();
+        self.bytes += bytes;
+        self.kept.push_back(Kept {
+            hash,
+            topic: topic.into(),
+            opened,
+            bytes,
+        });
+        let full = |(batches, bytes)| batches > KEPT || bytes > KEPT_BYTES;
+        while full(self.kept()) {
+            self.bytes -= self.kept.pop_front().map_or(0, |oldest| oldest.bytes);
+        }
+    }
+
+    /// How much is kept: batches, and their bytes.
+    pub fn kept(&self) -> (usize, usize) {
+        (self.kept.len(), self.bytes)
     }
 }
 

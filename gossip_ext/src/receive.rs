@@ -12,7 +12,7 @@ use iroh_gossip::api::{Event, GossipReceiver, Message};
 use n0_future::Stream;
 use tokio::time::Instant;
 
-use crate::batch::{Fault, HASH, Header, Item, Kind, Memory, Opened};
+use crate::batch::{Fault, HASH, Kind, Memory, Opened};
 use crate::chain::{Chains, Verdict};
 use crate::gossip::Gossip;
 use crate::hub::Core;
@@ -274,27 +274,25 @@ impl Hearing<'_> {
         }
     }
 
-    fn opened(&mut self, opened: Opened, hash: [u8; HASH], bytes: &Bytes) {
-        let Opened { header, items } = opened;
+    fn opened(&mut self, opened: Arc<Opened>, hash: [u8; HASH], bytes: &Bytes) {
+        let Opened { header, items } = &*opened;
         let totals = &self.shared.totals;
         if !self.shared.rules().allow(&header.signer, &header.author) {
             totals.not_allowed.inc();
             return;
         }
         let count = items.len() as u64;
-        match self
-            .chains
-            .check(&header, count, hash, self.began.elapsed())
-        {
-            Verdict::New => self.deliver(&header, items, bytes),
+        match self.chains.check(header, count, hash, self.began.elapsed()) {
+            Verdict::New => self.deliver(opened, bytes),
             Verdict::Stale => totals.stale.inc(),
             Verdict::BadChain => totals.bad_chain.inc(),
             Verdict::OverRate => totals.over_rate.inc(),
         }
     }
 
-    fn deliver(&self, header: &Header, items: Vec<Item>, bytes: &Bytes) {
+    fn deliver(&self, opened: Arc<Opened>, bytes: &Bytes) {
         let totals = &self.shared.totals;
+        let (header, count) = (&opened.header, opened.items.len() as u64);
         let (author, epoch, first) = (header.author, header.epoch, header.first);
         let told = match header.kind {
             Kind::Head => {
@@ -304,17 +302,12 @@ impl Hearing<'_> {
             }
             Kind::Events => {
                 totals.batches_in.inc();
-                totals.events_in.add(items.len() as u64);
-                let last = first + items.len() as u64 - 1;
+                totals.events_in.add(count);
+                let last = first + count - 1;
                 self.shared
                     .kept()
                     .push(author, epoch, first, last, bytes.clone());
-                Told::Batch {
-                    author,
-                    epoch,
-                    first,
-                    items,
-                }
+                Told::Batch(opened)
             }
         };
         self.shared.tell(self.core, told);

@@ -371,8 +371,8 @@ impl Shared {
     /// Puts something into the inbox.
     pub fn tell(self: &Arc<Self>, core: &Core, told: Told) {
         let frames = match &told {
-            Told::Batch { items, first, .. } => (*first..)
-                .zip(items)
+            Told::Batch(opened) => (opened.header.first..)
+                .zip(&opened.items)
                 .map(|(seq, item)| self.cost(seq, item))
                 .sum(),
             _ => 0,

@@ -1,5 +1,7 @@
 //! Batches opened together (run.rs): one signature answers for the chain before it, and for nobody else's.
 
+use std::sync::Arc;
+
 use crate::batch::{self, Builder, Fault, Memory, Push, hash};
 use crate::batches::*;
 use crate::run;
@@ -120,7 +122,7 @@ fn a_key_that_is_remembered_or_forgotten_checks_the_same() {
             let (author, data) = lone(number);
             let mut opened = |data: &[u8]| {
                 let checked = run::open(TOPIC, &[Some(data)], &mut memory).pop().unwrap();
-                checked.unwrap().opened.map(|opened| opened.header)
+                checked.unwrap().opened.map(|opened| opened.header.clone())
             };
             let header = opened(&data).unwrap();
             assert_eq!((header.signer, header.author), (author, author));
@@ -152,5 +154,76 @@ fn a_signature_that_is_known_to_hold_is_not_looked_at_until_that_is_forgotten() 
     for number in 0..1_024_u64 {
         memory.held(hash(&number.to_be_bytes()));
     }
+    crowd_out(&mut memory);
     assert_eq!(open(&mut memory, &other), Err(Fault::BadSignature));
+}
+
+/// So many batches that each come for the second time that nothing from before is kept.
+fn crowd_out(memory: &mut Memory) {
+    for number in 2..66 {
+        let (_, data) = lone(number);
+        run::open(TOPIC, &[Some(&data), Some(&data)], memory);
+    }
+}
+
+/// Whose `opened` is kept is not opened again.
+#[test]
+fn a_batch_that_comes_again_is_opened_once_for_all_that_follow() {
+    let mut memory = Memory::default();
+    let (_, data) = lone(1);
+    let open = |topic: &str, memory: &mut Memory| {
+        let checked = run::open(topic, &[Some(&data)], memory).pop().unwrap();
+        checked.unwrap().opened
+    };
+    let first = open(TOPIC, &mut memory).unwrap();
+    assert_eq!(memory.kept(), (0, 0), "there may be one swarm alone");
+    let second = open(TOPIC, &mut memory).unwrap();
+    assert_eq!((memory.kept().0, &first), (1, &second));
+    let third = open(TOPIC, &mut memory).unwrap();
+    assert!(Arc::ptr_eq(&second, &third) && !Arc::ptr_eq(&first, &second));
+    assert_eq!(open("another", &mut memory), Err(Fault::WrongTopic));
+    crowd_out(&mut memory);
+    let anew = open(TOPIC, &mut memory).unwrap();
+    assert!(!Arc::ptr_eq(&second, &anew));
+    assert_eq!(anew, second);
+}
+
+#[test]
+fn a_batch_that_is_kept_vouches_for_the_one_before_it() {
+    let mut memory = Memory::default();
+    let first = unsigned(&chain(1)[0]);
+    let mut builder = builder(2, LIMIT);
+    builder.push(event(2, "1").as_bytes());
+    let second = builder.finish(&secret(1), hash(&first));
+    let open = |memory: &mut Memory, run: &[Option<&[u8]>]| {
+        let checked = run::open(TOPIC, run, memory).remove(0).unwrap();
+        checked.opened.map(|opened| opened.header.first)
+    };
+    for _ in 0..2 {
+        assert_eq!(open(&mut memory, &[Some(&second)]), Ok(2));
+    }
+    assert_eq!(memory.kept().0, 1);
+    assert_eq!(open(&mut memory, &[Some(&first)]), Err(Fault::BadSignature));
+    assert_eq!(open(&mut memory, &[Some(&first), Some(&second)]), Ok(1));
+}
+
+#[test]
+fn what_is_kept_is_bounded_in_number_and_in_bytes() {
+    let mut memory = Memory::default();
+    let detail = format!("\"{}\"", "x".repeat(60_000));
+    let mut sizes = Vec::new();
+    for seq in 1..200 {
+        let mut builder = builder(seq, 65_000);
+        assert_eq!(builder.push(event(seq, &detail).as_bytes()), Push::Added);
+        let data = builder.finish(&secret(1), [0; 32]);
+        run::open(TOPIC, &[Some(&data), Some(&data)], &mut memory);
+        sizes.push(memory.kept());
+    }
+    assert!(sizes.iter().all(|(_, bytes)| *bytes <= 2 * 1024 * 1024));
+    assert_eq!(*sizes.last().unwrap(), (34, 34 * sizes[0].1));
+    for number in 0..200 {
+        let (_, data) = lone(number);
+        run::open(TOPIC, &[Some(&data), Some(&data)], &mut memory);
+    }
+    assert_eq!(memory.kept().0, 64);
 }
