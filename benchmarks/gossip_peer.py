@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -173,10 +174,11 @@ class Reader:
                 self._receive(topic, author, epoch, seq + offset, [event], *rest, **more)
 
     async def read(self) -> None:
+        if self.native:
+            async for run in self.subscription.runs():
+                self._count(run)
+            return
         async for batch in self.subscription.batches():
-            if self.native:
-                self._count(batch)
-                continue
             now = time.monotonic_ns()
             for event in batch:
                 number = event.detail["n"]
@@ -189,7 +191,7 @@ class Reader:
                     self.left -= 1
             self.ended = time.monotonic()
 
-    def _count(self, batch: list[Any]) -> None:
+    def _count(self, batch: Sequence[Any]) -> None:
         """By the numbers of the first and the last: the others are the subscription's word, and its verdict's."""
         last = batch[-1].seq - WARM - 1
         first = last - len(batch) + 1

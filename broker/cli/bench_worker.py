@@ -106,7 +106,7 @@ class _Reader:
     async def count(self) -> dict[str, Any]:
         received, ended = 0, time.perf_counter()
         latencies: list[float] = []
-        batches = aiter(self._events.batches())
+        batches = aiter(self._events.runs() if self._native else self._events.batches())
         while received < self._expected:
             try:
                 # Before the first event the publisher may still be waiting for other processes.

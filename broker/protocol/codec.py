@@ -13,6 +13,7 @@ in Rust; :class:`FrameReader` serves streams of other libraries.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar, overload
 
 import orjson
@@ -27,6 +28,7 @@ __all__ = [
     "FrameReader",
     "Message",
     "Parts",
+    "Places",
     "check_batch",
     "compact",
     "decode",
@@ -34,7 +36,6 @@ __all__ = [
     "decode_parts",
     "encode",
     "frame",
-    "places",
     "request_id_of",
 ]
 
@@ -122,10 +123,34 @@ def decode_parts(parts: Parts, topic: str, author: str, epoch: str, first_seq: i
     return messages
 
 
-def places(count: int, topic: str, author: str, epoch: str, first_seq: int, into: type[M]) -> list[M]:
-    """The same of events of which nothing came but that they did: their place, and None for a detail."""
-    seqs = range(first_seq, first_seq + count)
-    return [_new(into, (topic, None, {"author": author, "epoch": epoch, "seq": seq})) for seq in seqs]
+class Places(Sequence[M]):
+    """The same of events of which nothing came but that they did: their place, and None for a detail. A message is made
+    when it is looked at, and anew each time."""
+
+    __slots__ = ("_into", "_origin", "_seqs")
+
+    def __init__(self, seqs: range, topic: str, author: str, epoch: str, into: type[M]) -> None:
+        self._seqs, self._into = seqs, into
+        self._origin = (topic, author, epoch)
+
+    def __len__(self) -> int:
+        return len(self._seqs)
+
+    @overload
+    def __getitem__(self, at: int) -> M: ...
+    @overload
+    def __getitem__(self, at: slice) -> Places[M]: ...
+    def __getitem__(self, at: int | slice) -> M | Places[M]:
+        if isinstance(at, slice):
+            return Places(self._seqs[at], *self._origin, self._into)
+        return self._made(self._seqs[at])
+
+    def __iter__(self) -> Iterator[M]:
+        return map(self._made, self._seqs)
+
+    def _made(self, seq: int) -> M:
+        topic, author, epoch = self._origin
+        return _new(self._into, (topic, None, {"author": author, "epoch": epoch, "seq": seq}))
 
 
 def _list(text: bytes, length: int, events: int) -> list[Any]:

@@ -20,7 +20,7 @@ Not here: the wire, and when to ask (`wanted` and `expire` do it, `next_due` nam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Generic, TypeVar
@@ -125,8 +125,8 @@ class Sequences(Generic[T]):
         return out
 
     def run(
-        self, topic: str, author: str, epoch: str, first_seq: int, items: list[T], now: float, *, new: bool = False
-    ) -> list[T]:
+        self, topic: str, author: str, epoch: str, first_seq: int, items: Sequence[T], now: float, *, new: bool = False
+    ) -> Sequence[T]:
         """Events ``first_seq``, ``first_seq + 1``, ... of one author: `event` for each, at the price of one."""
         key = (topic, author, epoch)
         tracker = self._trackers.get(key)

@@ -46,8 +46,8 @@ class SpokeOptions:
     which a hub dials."""
     counts_gossip: bool = False
     """Of an event that comes by gossip its place alone is told: its ``detail`` is None, and nothing of it is decoded.
-    To measure a swarm and not its reader; order, repairs and verdicts are as always, and what comes by stream has its
-    detail."""
+    To measure a swarm and not its reader (read it by :meth:`Subscription.runs`); order, repairs and verdicts are as
+    always, and what comes by stream has its detail."""
     relays: tuple[str, ...] = ()
     """URLs of relays to be reachable through, beside those of the ticket, which are used by themselves."""
     relay_ca: Path | str | None = None

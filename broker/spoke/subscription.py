@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -27,6 +27,7 @@ from typing import Any, Literal, Protocol, Self
 from broker.errors import BrokerError, SlowConsumer
 from broker.events import Event
 from broker.protocol.sequence import Repair, Sequences, Verdict
+from broker.spoke.unread import Unread
 
 __all__ = ["Policy", "Since", "Subscription"]
 
@@ -83,7 +84,7 @@ class Subscription:
         self.since, self.policy, self.patience = since, policy, patience
         self._owner = owner
         self._bound = bound
-        self._queue: deque[Event] = deque()
+        self._unread = Unread()
         self._datagrams: deque[Event] = deque()
         self.only_datagrams = only_datagrams
         self.datagrams = self.datagrams_dropped = 0
@@ -129,7 +130,7 @@ class Subscription:
 
     @property
     def queued(self) -> int:
-        return len(self._queue) + len(self._datagrams)
+        return len(self._unread) + len(self._datagrams)
 
     async def __aenter__(self) -> Self:
         self._owner.begin(self)
@@ -152,29 +153,45 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Event:
-        while not self._queue and not self._datagrams:
+        unread = self._unread
+        while not unread.next and not unread.refill():
+            if self._datagrams:
+                return self._datagrams.popleft()
             await self._arrival()
-        if not self._queue:
-            return self._datagrams.popleft()
-        event = self._queue.popleft()
+        event = unread.next.popleft()
         if self._paused:
             self._resume()
         return event
 
     async def batches(self) -> AsyncIterator[list[Event]]:
         """All that is there, each time something is: for programs that write in bulk."""
-        while True:
-            while not self._queue and not self._datagrams:
-                try:
-                    await self._arrival()
-                except StopAsyncIteration:
-                    return
-            batch = [*self._queue, *self._datagrams]
-            self._queue.clear()
+        while await self._something():
+            batch = [*self._unread.events(), *self._datagrams]
             self._datagrams.clear()
             if self._paused:
                 self._resume()
             yield batch
+
+    async def runs(self) -> AsyncIterator[Sequence[Event]]:
+        """The same in the runs in which it came: events of one author that follow each other on one topic, each a
+        sequence that is not to be changed; a datagram is one by itself. For programs that write in bulk by author, and
+        for those that count (``SpokeOptions.counts_gossip``): there an event is only made when it is looked at."""
+        while await self._something():
+            runs = [*self._unread.runs(), *([datagram] for datagram in self._datagrams)]
+            self._datagrams.clear()
+            if self._paused:
+                self._resume()
+            for run in runs:
+                yield run
+
+    async def _something(self) -> bool:
+        """Waits for something to read. False at the end."""
+        while not len(self._unread) and not self._datagrams:
+            try:
+                await self._arrival()
+            except StopAsyncIteration:
+                return False
+        return True
 
     async def _arrival(self) -> None:
         if self._ended:
@@ -192,14 +209,22 @@ class Subscription:
     # What the link tells it.
 
     def receive(
-        self, topic: str, author: str, epoch: str, first: int, events: list[Event], now: float, *, new: bool = False
+        self,
+        topic: str,
+        author: str,
+        epoch: str,
+        first: int,
+        events: Sequence[Event],
+        now: float,
+        *,
+        new: bool = False,
     ) -> None:
         """Events that match and follow each other in a sequence. Follow a batch of these by :meth:`wake`. ``new``:
         nobody here had heard of this sequence when the subscription began."""
         if self._ended:
             return
         room = self._bound + UNDER_WAY if self.policy == "block" else self._bound
-        if len(self._queue) + len(events) < room:
+        if len(self._unread) + len(events) < room:
             if ready := self._sequences.run(topic, author, epoch, first, events, now, new=new):
                 self._admit(ready)
             return
@@ -248,26 +273,26 @@ class Subscription:
 
     def _full(self) -> bool:
         """Whether a paused queue has no room left."""
-        if len(self._queue) < self._bound + UNDER_WAY:
+        if len(self._unread) < self._bound + UNDER_WAY:
             return False
         self.dropped += 1
         self._gaps = True
         return True
 
-    def _admit(self, events: list[Event]) -> None:
-        queue = self._queue
-        queue.extend(events)
-        if len(queue) < self._bound or self._paused:
+    def _admit(self, events: Sequence[Event]) -> None:
+        unread = self._unread
+        unread.add(events)
+        if len(unread) < self._bound or self._paused:
             return
         match self.policy:
             case "block":
                 self._paused = True
                 self._owner.pause(self)
             case "drop_oldest":
-                while len(queue) > self._bound:
-                    self._drop(queue.popleft())
+                while len(unread) > self._bound and unread.refill():
+                    self._drop(unread.next.popleft())
             case "disconnect":
-                pending = len(queue)
+                pending = len(unread)
                 self._owner.end(self)
                 self.finish(
                     SlowConsumer(
@@ -285,7 +310,7 @@ class Subscription:
     def _resume(self) -> None:
         """Half empty again: the hub goes on where it paused, or, after events were left out, from what is known
         here."""
-        if len(self._queue) > self._bound // 2:
+        if len(self._unread) > self._bound // 2:
             return
         self._paused = False
         again, self._gaps = self._gaps, False
@@ -338,7 +363,7 @@ class Subscription:
     def wake(self) -> None:
         """Wakes the reader if there is something to read."""
         waiter = self._waiter
-        if waiter is not None and (self._queue or self._datagrams or self._ended) and not waiter.done():
+        if waiter is not None and (len(self._unread) or self._datagrams or self._ended) and not waiter.done():
             waiter.set_result(None)
 
     def finish(self, error: BrokerError | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from broker.errors import BrokerError, FrameError, TopicError
@@ -220,7 +220,7 @@ class Subscriptions:
     def wants(self, topic: str) -> bool:
         return bool(self._route(topic))
 
-    def on_gossip(self, topic: str, author: str, epoch: str, seq: int, events: list[Event], heard: float) -> None:
+    def on_gossip(self, topic: str, author: str, epoch: str, seq: int, events: Sequence[Event], heard: float) -> None:
         """Events of the topic's swarm that follow each other in one sequence, which was first heard of at ``heard``."""
         now = time.monotonic()
         self.received += len(events)

@@ -13,14 +13,14 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from broker.errors import Closed, ConnectError, FrameError, TopicError
 from broker.events import Event
 from broker.protocol import membership as m
-from broker.protocol.codec import Parts, decode, decode_batch, decode_parts, places
+from broker.protocol.codec import Parts, Places, decode, decode_batch, decode_parts
 from broker.protocol.named import Frame, runs
 from broker.protocol.pacing import REPORT
 from broker.protocol.routing import check_topic, matches
@@ -247,14 +247,14 @@ class Swarms:
             return
         count = batch if isinstance(batch, int) else batch[0] if isinstance(batch, tuple) else len(batch)
         source = entry.heard(author, epoch, first_seq + count - 1, time.monotonic())
-        heard = source.first
         if source.newest - source.told >= REPORT:
             self._report(entry, author, epoch, source)
         if not self._subscriptions.wants(topic):
             return
         try:
+            found: list[tuple[int, Sequence[Event]]]
             if isinstance(batch, int):
-                found = [(first_seq, places(batch, topic, author, epoch, first_seq, Event))]
+                found = [(first_seq, Places(range(first_seq, first_seq + count), topic, author, epoch, Event))]
             elif isinstance(batch, tuple):
                 found = [(first_seq, decode_parts(batch, topic, author, epoch, first_seq, Event))]
             else:
@@ -266,9 +266,9 @@ class Swarms:
             return
         for seq, events in found:
             if events:
-                self._subscriptions.on_gossip(topic, author, epoch, seq, events, heard)
+                self._subscriptions.on_gossip(topic, author, epoch, seq, events, source.first)
             else:
-                self._subscriptions.on_swarm_head(topic, author, epoch, seq, heard)
+                self._subscriptions.on_swarm_head(topic, author, epoch, seq, source.first)
 
     # What goes into them (broker.spoke.publisher.Ways).
 

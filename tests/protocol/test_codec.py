@@ -17,6 +17,7 @@ from broker.protocol.codec import (
     MAX_REQUEST_ID,
     FrameReader,
     Message,
+    Places,
     decode,
     decode_batch,
     decode_parts,
@@ -277,3 +278,20 @@ def test_of_parts_with_one_that_is_unreadable_nothing_is_read(detail: bytes) -> 
 def test_parts_that_are_not_as_many_as_they_say_are_not_read(count: int) -> None:
     with pytest.raises(FrameError, match=f"{count} events of a batch read as 4 values"):
         decode_parts((count, b"[1,{},2,{}]"), "t", "a", "e", 1, Event)
+
+
+@given(st.integers(0, 5), st.integers(1, 2**53 - 6), st.integers(-7, 7), st.integers(-7, 7))
+def test_places_are_messages_that_are_made_when_they_are_looked_at(count: int, first: int, a: int, b: int) -> None:
+    seqs = range(first, first + count)
+    made = [Message("t.x", None, {"author": "a" * 64, "epoch": "e" * 16, "seq": seq}) for seq in seqs]
+    run = Places(seqs, "t.x", "a" * 64, "e" * 16, Event)
+    assert (len(run), list(run), list(reversed(run))) == (count, made, made[::-1])
+    assert all(type(event) is Event for event in run)
+    assert (list(run[a:b]), len(run[a:b])) == (made[a:b], len(made[a:b]))
+    for at in range(-count, count):
+        assert run[at] == made[at]
+    for at in (count, -count - 1):
+        with pytest.raises(IndexError):
+            run[at]
+    if count:
+        assert run[0] is not run[0], "whoever changes one changes nobody else's"

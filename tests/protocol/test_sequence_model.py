@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -47,7 +49,7 @@ class Against(RuleBasedStateMachine):
     def missing(self) -> set[int]:
         return {seq for a, b in verdict(self.seqs).missing for seq in range(a, b + 1)}
 
-    def deliver(self, items: list[int]) -> None:
+    def deliver(self, items: Sequence[int]) -> None:
         self.out += items
 
     @rule(seq=st.integers(1, 40))

@@ -6,7 +6,7 @@ A subscription's `Sequences` (a hub has one too, for a topic over gossip, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import orjson
@@ -50,8 +50,8 @@ class RecordedSequences(Sequences[Any]):
         return super().event(topic, author, epoch, seq, item, now, **more)
 
     def run(
-        self, topic: str, author: str, epoch: str, first_seq: int, items: list[Any], now: float, **more: Any
-    ) -> list[Any]:
+        self, topic: str, author: str, epoch: str, first_seq: int, items: Sequence[Any], now: float, **more: Any
+    ) -> Sequence[Any]:
         if self.reading is not None:
             for seq in range(first_seq, first_seq + len(items)):
                 self.judge.arrived(self.reading, (topic, author, epoch), seq)

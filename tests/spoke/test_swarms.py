@@ -126,6 +126,30 @@ async def test_who_counts_is_told_the_places_of_events_and_knows_of_holes() -> N
         assert rb.events.verdicts[0].known == 502
 
 
+@pytest.mark.parametrize("counts", [False, True])
+async def test_a_reader_of_runs_gets_everything_in_runs_of_one_author(counts: bool) -> None:
+    async with (
+        swarm_of(2) as (hub, (a, b)),
+        connect(hub.ticket, options=replace(FAST, counts_gossip=counts), timeout=PATIENCE) as c,
+        c.subscribe(TOPIC, carrier="gossip", patience=PATIENCE) as events,
+    ):
+        await asyncio.gather(publish(a, range(300)), publish(b, range(300)))
+        newest = {a.node_id: 0, b.node_id: 0}
+        lengths = []
+        async with asyncio.timeout(PATIENCE):
+            async for run in events.runs():
+                first = newest[run[0].author] + 1
+                newest[run[0].author] += len(run)
+                assert {event.author for event in run} == {run[0].author}
+                assert [event.seq for event in run] == list(range(first, first + len(run)))
+                assert {event.detail for event in run} <= {None, *range(first - 1, first - 1 + len(run))}
+                lengths.append(len(run))
+                if sum(newest.values()) == 600:
+                    break
+        assert set(newest.values()) == {300}
+        assert max(lengths) > 1
+
+
 async def test_a_thousand_identical_events_all_arrive() -> None:
     """iroh-gossip knows messages by their content."""
     async with swarm_of(3) as (_, (a, b, c)), reading(b) as rb, reading(c) as rc:
