@@ -177,12 +177,10 @@ class Subscription:
         sequence that is not to be changed; a datagram is one by itself. For programs that write in bulk by author, and
         for those that count (``SpokeOptions.counts_gossip``): there an event is only made when it is looked at."""
         while await self._something():
-            runs = [*self._unread.runs(), *([datagram] for datagram in self._datagrams)]
-            self._datagrams.clear()
+            run = self._unread.run() if len(self._unread) else [self._datagrams.popleft()]
             if self._paused:
                 self._resume()
-            for run in runs:
-                yield run
+            yield run
 
     async def _something(self) -> bool:
         """Waits for something to read. False at the end."""

@@ -32,25 +32,30 @@ class Unread:
 
     def add(self, run: Sequence[Event]) -> None:
         """Events that follow each other in one sequence. It is neither copied nor changed."""
-        self._runs.append(run)
-        self._later += len(run)
+        if run:
+            self._runs.append(run)
+            self._later += len(run)
 
     def refill(self) -> bool:
         """Whether there is a `next` event now."""
-        while not self.next and self._runs:
-            run = self._runs.popleft()
-            self._later -= len(run)
-            self.next.extend(run)
+        if not self.next and self._runs:
+            self.next.extend(self.run())
         return bool(self.next)
 
-    def runs(self) -> list[Sequence[Event]]:
-        """All that wait, and none does any more."""
-        runs = [list(self.next), *self._runs] if self.next else list(self._runs)
+    def run(self) -> Sequence[Event]:
+        """The oldest run, or what is left of it. IndexError when nothing waits."""
+        if self.next:
+            run: Sequence[Event] = list(self.next)
+            self.next.clear()
+        else:
+            run = self._runs.popleft()
+            self._later -= len(run)
+        return run
+
+    def events(self) -> list[Event]:
+        """All that wait, in a list of the caller's own."""
+        events = list(chain(self.next, *self._runs))
         self.next.clear()
         self._runs.clear()
         self._later = 0
-        return runs
-
-    def events(self) -> list[Event]:
-        """The same one by one, in a list of the caller's own."""
-        return list(chain.from_iterable(self.runs()))
+        return events

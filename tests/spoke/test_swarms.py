@@ -150,6 +150,23 @@ async def test_a_reader_of_runs_gets_everything_in_runs_of_one_author(counts: bo
         assert max(lengths) > 1
 
 
+async def test_who_stops_reading_runs_loses_none_of_those_that_wait() -> None:
+    async with (
+        swarm_of(1) as (hub, (a,)),
+        connect(hub.ticket, options=FAST, timeout=PATIENCE) as b,
+        b.subscribe(TOPIC, carrier="gossip", patience=PATIENCE) as events,
+    ):
+        for number in range(3):
+            await publish(a, [number])
+            await a.flush(PATIENCE)
+        await until(lambda: events.queued == 3)
+        got = list(await anext(events.runs()))
+        assert events.queued == 3 - len(got)
+        while len(got) < 3:
+            got.append(await anext(aiter(events)))
+        assert [event.detail for event in got] == [0, 1, 2]
+
+
 async def test_a_thousand_identical_events_all_arrive() -> None:
     """iroh-gossip knows messages by their content."""
     async with swarm_of(3) as (_, (a, b, c)), reading(b) as rb, reading(c) as rc:
