@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 
@@ -103,6 +104,35 @@ def test_who_joined_to_count_is_told_how_many_came_and_which_are_only_named() ->
         frames = [event(a.node_id, 41), large]
         publish(a, at_a, 41, frames)
         assert hear(b, at_b, 2) == {41: frames[0], 42: named(large)}
+
+
+def test_what_was_opened_for_one_of_a_process_is_told_to_each_in_its_way() -> None:
+    """More batches than a process keeps opened (gossip_ext/src/opening.rs); most of these hear each as the third or a
+    later one."""
+    ways: list[Literal["frames", "parts", "count"]] = ["frames", "parts", "count"] * 3
+    with peers(1 + len(ways)) as (author, *others):
+        own = author.endpoint.join(TOPIC, ID, [])
+        swarms = [
+            node.endpoint.join(TOPIC, ID, [author.node_id], events=way) for node, way in zip(others, ways, strict=True)
+        ]
+        wait_until(lambda: all(swarm.neighbours() for swarm in swarms))
+        frames = [event(author.node_id, seq, f"{seq}" + "x" * 200) for seq in range(1, 2_001)]
+        publish(author, own, 1, frames)
+        for node, swarm, way in zip(others, swarms, ways, strict=True):
+            if way == "frames":
+                assert hear(node, swarm, len(frames), author.node_id) == dict(enumerate(frames, 1))
+                continue
+            read: dict[int, Message | None] = {}
+            while len(read) < len(frames):
+                *_, first, told = node.wait(ext.BATCH, conn=swarm.id)
+                if isinstance(told, int):
+                    read |= dict.fromkeys(range(first, first + told))
+                else:
+                    read |= enumerate(decode_parts(told, TOPIC, author.node_id, EPOCH, first, Event), first)
+            assert read == (
+                dict(enumerate(map(decode, frames), 1)) if way == "parts" else dict.fromkeys(range(1, 2_001))
+            )
+        assert own.counters()["batches_out"] > 64
 
 
 def test_events_are_told_in_ways_that_there_are() -> None:
